@@ -1,0 +1,293 @@
+package eventlog
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/nats-io/nuid"
+)
+
+const (
+	inboxStream  = "INBOX"
+	ordersStream = "ORDERS"
+	parkedBucket = "parked"
+
+	// metadataID is the stream metadata that identifies the log: resume tokens
+	// are bound to it.
+	metadataID = "ordergate.id"
+	// metadataFormat is the version of what the messages hold.
+	metadataFormat = "ordergate.format"
+	format         = "1"
+
+	// openTimeout bounds the recovery of the streams at start.
+	openTimeout = 5 * time.Minute
+	// requestTimeout bounds one request to the engine whose caller gave no
+	// deadline.
+	requestTimeout = 10 * time.Second
+	// orderBytes is the room an order event may take beyond a raw event.
+	orderBytes = 1 << 20
+)
+
+// engine is one life of the embedded server, from opening to a failure or the
+// end.
+type engine struct {
+	logger *slog.Logger
+	server *server.Server
+	conn   *nats.Conn
+	js     jetstream.JetStream
+	leader nats.JetStreamContext // its GetLastMsg asks the stream's leader, never a replica
+	orders jetstream.Stream
+	inbox  jetstream.Stream
+	parked jetstream.KeyValue
+	id     string
+
+	flusher  *flusher
+	flushing sync.WaitGroup
+
+	// dead ends with the cause of a failure after which nothing may be
+	// acknowledged.
+	dead context.Context
+	fail context.CancelCauseFunc
+
+	mu       sync.Mutex
+	written  uint64        // newest sequence of ORDERS that was written
+	frontier uint64        // newest sequence of ORDERS that is on disk
+	advanced chan struct{} // closed, and made anew, when frontier grows
+}
+
+// openEngine starts a server on what is really on the disk, and returns once
+// one flush has covered all that it recovered.
+func openEngine(ctx context.Context, cfg Config) (_ *engine, err error) {
+	ctx, cancel := context.WithTimeout(ctx, openTimeout)
+	defer cancel()
+	if err := cfg.sync(); err != nil {
+		return nil, fmt.Errorf("flush the data directory: %w", err)
+	}
+	if err := dropPageCache(cfg.Dir); err != nil {
+		return nil, fmt.Errorf("drop the page cache of the data directory: %w", err)
+	}
+	e := &engine{logger: cfg.Logger, advanced: make(chan struct{})}
+	e.dead, e.fail = context.WithCancelCause(context.Background())
+	e.flusher = newFlusher(cfg.sync, e.newestWritten, e.advance)
+	defer func() {
+		if err != nil {
+			e.close()
+		}
+	}()
+	if err := e.start(ctx, cfg); err != nil {
+		return nil, fmt.Errorf("start the log's engine on %s: %w", cfg.Dir, err)
+	}
+	if err := e.createStreams(ctx, cfg); err != nil {
+		return nil, fmt.Errorf("open the log's streams: %w", err)
+	}
+	e.flushing.Go(func() {
+		if err := e.flusher.run(e.dead); err != nil {
+			e.fail(fmt.Errorf("flush to disk: %w", err))
+		}
+	})
+	if err := e.flush(ctx); err != nil {
+		return nil, err
+	}
+	return e, nil
+}
+
+func (e *engine) start(ctx context.Context, cfg Config) error {
+	options := &server.Options{
+		ServerName: "ordergate",
+		DontListen: true,
+		NoSigs:     true,
+		JetStream:  true,
+		StoreDir:   cfg.Dir,
+		SyncAlways: syncEachMessage,
+		// The disk is the limit; the engine's own would be a share of what was
+		// free at start.
+		JetStreamMaxStore: math.MaxInt64 / 2,
+		MaxPayload:        int32(cfg.MaxEventBytes + orderBytes),
+		// A reader's burst must not get the connection dropped.
+		MaxPending:             256 << 20,
+		DisableJetStreamBanner: true,
+	}
+	var err error
+	if e.server, err = server.NewServer(options); err != nil {
+		return err
+	}
+	e.server.SetLoggerV2(engineLogger{cfg.Logger.With("component", "nats")}, false, false, false)
+	e.server.Start() // recovers the streams before it returns
+	deadline, _ := ctx.Deadline()
+	if !e.server.ReadyForConnections(time.Until(deadline)) {
+		return errors.New("it did not become ready")
+	}
+	if !e.server.JetStreamEnabled() {
+		return errors.New("its store could not be opened: see the lines before this one, and check the directory's free space, owner and mode")
+	}
+	e.conn, err = nats.Connect("", nats.InProcessServer(e.server), nats.Name("ordergate"), nats.MaxReconnects(-1), nats.ReconnectWait(50*time.Millisecond),
+		nats.Timeout(requestTimeout))
+	if err != nil {
+		return err
+	}
+	if e.js, err = jetstream.New(e.conn, jetstream.WithDefaultTimeout(requestTimeout)); err != nil {
+		return err
+	}
+	e.leader, err = e.conn.JetStream()
+	return err
+}
+
+func (e *engine) createStreams(ctx context.Context, cfg Config) error {
+	var err error
+	e.inbox, err = e.ensureStream(ctx, jetstream.StreamConfig{
+		Name:                 inboxStream,
+		Description:          "Raw Stripe events, once per event id",
+		Subjects:             []string{inboxSubject("*")},
+		MaxMsgsPerSubject:    1,
+		Discard:              jetstream.DiscardNew,
+		DiscardNewPerSubject: true,
+		MaxAge:               cfg.InboxMaxAge,
+	})
+	if err != nil {
+		return err
+	}
+	e.orders, err = e.ensureStream(ctx, jetstream.StreamConfig{
+		Name:        ordersStream,
+		Description: "Order events, each with the whole order",
+		Subjects:    []string{orderSubject("*")},
+		Discard:     jetstream.DiscardNew,
+		MaxAge:      cfg.OrdersMaxAge,
+		AllowDirect: true,
+	})
+	if err != nil {
+		return err
+	}
+	e.parked, err = e.js.CreateOrUpdateKeyValue(ctx, jetstream.KeyValueConfig{
+		Bucket:      parkedBucket,
+		Description: "Events that could not be converted, and why",
+		Storage:     jetstream.FileStorage,
+	})
+	if err != nil {
+		return err
+	}
+	info := e.orders.CachedInfo()
+	if v := info.Config.Metadata[metadataFormat]; v != format {
+		return fmt.Errorf("the log was written in format %q, this version reads %q: use the version of ordergate that wrote it", v, format)
+	}
+	e.id = info.Config.Metadata[metadataID]
+	e.written = info.State.LastSeq
+	return nil
+}
+
+// ensureStream creates a stream, or brings the age limit of an existing one to
+// the configuration.
+func (e *engine) ensureStream(ctx context.Context, cfg jetstream.StreamConfig) (jetstream.Stream, error) {
+	cfg.Storage = jetstream.FileStorage
+	cfg.Retention = jetstream.LimitsPolicy
+	cfg.Replicas = 1
+	stream, err := e.js.Stream(ctx, cfg.Name)
+	switch {
+	case errors.Is(err, jetstream.ErrStreamNotFound):
+		cfg.Metadata = map[string]string{metadataID: nuid.Next(), metadataFormat: format}
+		return e.js.CreateStream(ctx, cfg)
+	case err != nil:
+		return nil, err
+	case stream.CachedInfo().Config.MaxAge != cfg.MaxAge:
+		existing := stream.CachedInfo().Config
+		existing.MaxAge = cfg.MaxAge
+		return e.js.UpdateStream(ctx, existing)
+	}
+	return stream, nil
+}
+
+// close ends the engine. It may be called on one that was only half opened.
+func (e *engine) close() {
+	e.fail(fmt.Errorf("%w: it is closed", ErrUnavailable))
+	e.flushing.Wait()
+	if e.conn != nil {
+		e.conn.Close()
+	}
+	if e.server != nil {
+		e.server.Shutdown()
+		e.server.WaitForShutdown()
+	}
+}
+
+// flush returns once everything that was written before the call is on disk.
+func (e *engine) flush(ctx context.Context) error {
+	if e.dead.Err() != nil {
+		return e.unavailable()
+	}
+	g := e.flusher.join()
+	select {
+	case <-g.done:
+		if g.err != nil {
+			return fmt.Errorf("%w: %w", ErrUnavailable, g.err)
+		}
+		return nil
+	case <-e.dead.Done():
+		return e.unavailable()
+	case <-ctx.Done():
+		return fmt.Errorf("%w: %w", ErrUnavailable, ctx.Err())
+	}
+}
+
+func (e *engine) unavailable() error {
+	return fmt.Errorf("%w: %w", ErrUnavailable, context.Cause(e.dead))
+}
+
+// wrote notes that ORDERS was written up to a sequence. The engine acknowledges
+// in the order of the sequences, after it wrote, so that everything below is
+// written too.
+func (e *engine) wrote(sequence uint64) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.written = max(e.written, sequence)
+}
+
+func (e *engine) newestWritten() uint64 {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.written
+}
+
+// advance moves the durable frontier and wakes those who wait for it.
+func (e *engine) advance(sequence uint64) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if sequence <= e.frontier {
+		return
+	}
+	e.frontier = sequence
+	close(e.advanced)
+	e.advanced = make(chan struct{})
+}
+
+// durable returns the frontier, and a channel that is closed when it grows.
+func (e *engine) durable() (uint64, <-chan struct{}) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.frontier, e.advanced
+}
+
+// engineLogger hands the server's log lines to slog. What the server calls
+// fatal is an error here: the process decides about its own end.
+type engineLogger struct{ logger *slog.Logger }
+
+func (l engineLogger) Noticef(format string, v ...any) { l.logger.Debug(fmt.Sprintf(format, v...)) }
+func (l engineLogger) Warnf(format string, v ...any)   { l.logger.Warn(fmt.Sprintf(format, v...)) }
+func (l engineLogger) Errorf(format string, v ...any)  { l.logger.Error(fmt.Sprintf(format, v...)) }
+func (l engineLogger) Fatalf(format string, v ...any)  { l.logger.Error(fmt.Sprintf(format, v...)) }
+func (l engineLogger) Debugf(format string, v ...any)  { l.logger.Debug(fmt.Sprintf(format, v...)) }
+func (l engineLogger) Tracef(string, ...any)           {}
+
+// subjectID reports whether an id can be one token of a subject.
+func subjectID(id string) bool {
+	return id != "" && len(id) <= 255 && !strings.ContainsFunc(id, func(r rune) bool {
+		return !('a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' || r == '_' || r == '-')
+	})
+}

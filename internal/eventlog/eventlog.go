@@ -1,0 +1,230 @@
+// Package eventlog keeps what the gateway knows: the raw Stripe events in the
+// stream INBOX, once per event id, and the order events made from them in the
+// stream ORDERS. Both are JetStream streams in a NATS server that runs inside
+// the process.
+//
+// The promises it keeps:
+//
+//   - What AppendInbox acknowledged is on disk, and so is everything that
+//     Flush covered. Many callers share one flush (group commit).
+//   - A reader of ORDERS never sees an event that a power cut could take back:
+//     reading ends at the durable frontier, which moves only after a flush.
+//   - After a write or a flush that failed nothing is acknowledged any more,
+//     until the server was closed, the page cache of its files dropped, and
+//     the log opened again. That happens by itself, with backoff.
+package eventlog
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/gofrs/flock"
+)
+
+// What can go wrong, for errors.Is.
+var (
+	// ErrUnavailable means that the log cannot commit or read at the moment,
+	// or that it is not known whether it did. Try again later.
+	ErrUnavailable = errors.New("the log is unavailable")
+	// ErrFull means that a stream has reached its size limit: it refuses new
+	// events, and never drops old ones to make room.
+	ErrFull = errors.New("the log is full")
+	// ErrNotFound means that there is no such order.
+	ErrNotFound = errors.New("not found")
+	// ErrConflict means that another writer changed the order first: read it
+	// again.
+	ErrConflict = errors.New("the order was changed meanwhile")
+	// ErrExpired means that events after the asked position are no longer
+	// kept.
+	ErrExpired = errors.New("position is no longer kept")
+	// ErrLocked means that another process uses the data directory.
+	ErrLocked = errors.New("the data directory is in use")
+)
+
+// Config says where and how to keep the log.
+type Config struct {
+	// Dir is the data directory. It is created with mode 0700 when missing.
+	Dir string
+	// InboxMaxAge is how long raw events are kept, and with them the memory of
+	// their ids. At least 30 days, for as long Stripe lets an event be resent.
+	InboxMaxAge time.Duration
+	// OrdersMaxAge is how long order events are kept.
+	OrdersMaxAge time.Duration
+	// MaxEventBytes is the largest raw event, in bytes.
+	MaxEventBytes int
+	// Logger gets what the operator should know.
+	Logger *slog.Logger
+
+	// sync replaces the flush to disk in tests that must make it fail.
+	sync func() error
+}
+
+// Log is the open log. Its methods may be called from many goroutines.
+type Log struct {
+	cfg  Config
+	lock *flock.Flock
+	dir  *os.File // one descriptor for life: syncfs reports an error once per descriptor
+
+	stop context.CancelFunc
+	done chan struct{} // closed when supervise has ended
+
+	mu      sync.Mutex
+	engine  *engine       // nil while the log is being reopened
+	changed chan struct{} // closed, and made anew, when engine changes
+	closed  bool
+}
+
+// Open opens the log in cfg.Dir, and returns when everything that was ever
+// acknowledged can be read. It fails with ErrLocked when another process has
+// the directory open.
+func Open(ctx context.Context, cfg Config) (_ *Log, err error) {
+	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("create the data directory: %w", err)
+	}
+	lock := flock.New(filepath.Join(cfg.Dir, "LOCK"), flock.SetPermissions(0o600))
+	locked, err := lock.TryLock()
+	if err != nil {
+		return nil, fmt.Errorf("lock the data directory %s: %w", cfg.Dir, err)
+	}
+	if !locked {
+		return nil, fmt.Errorf("%w: another ordergate runs on %s: stop it, or give this one a --data-dir of its own", ErrLocked, cfg.Dir)
+	}
+	defer func() {
+		if err != nil {
+			lock.Close()
+		}
+	}()
+	dir, err := os.Open(cfg.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("open the data directory: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			dir.Close()
+		}
+	}()
+	if cfg.sync == nil {
+		cfg.sync = func() error { return syncFilesystem(dir) }
+	}
+	e, err := openEngine(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	supervised, stop := context.WithCancel(context.Background())
+	l := &Log{cfg: cfg, lock: lock, dir: dir, stop: stop, done: make(chan struct{}), engine: e, changed: make(chan struct{})}
+	go l.supervise(supervised, e)
+	return l, nil
+}
+
+// Close ends the log in order: what is being committed is committed, then the
+// server is shut down and the directory freed.
+func (l *Log) Close() error {
+	l.stop()
+	<-l.done
+	return errors.Join(l.dir.Close(), l.lock.Close())
+}
+
+// Ready returns nil while the log can commit, else what is wrong.
+func (l *Log) Ready() error {
+	_, err := l.current()
+	return err
+}
+
+// supervise replaces an engine that failed, until ctx ends. It owns the
+// engine's life.
+func (l *Log) supervise(ctx context.Context, e *engine) {
+	defer close(l.done)
+	pause := backoff.NewExponentialBackOff()
+	pause.InitialInterval = 100 * time.Millisecond
+	pause.MaxInterval = 30 * time.Second
+	for {
+		opened := time.Now()
+		select {
+		case <-ctx.Done():
+			l.set(nil, true)
+			e.close()
+			return
+		case <-e.dead.Done():
+		}
+		l.set(nil, false)
+		l.cfg.Logger.Error("the log stopped acknowledging; reopening it", "error", context.Cause(e.dead))
+		e.close()
+		if time.Since(opened) > 2*pause.MaxInterval {
+			pause.Reset()
+		}
+		if e = l.reopen(ctx, pause); e == nil {
+			l.set(nil, true)
+			return
+		}
+		l.cfg.Logger.Info("the log is open again")
+		l.set(e, false)
+	}
+}
+
+// reopen tries to open an engine until it succeeds or ctx ends (nil).
+func (l *Log) reopen(ctx context.Context, pause backoff.BackOff) *engine {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(pause.NextBackOff()):
+		}
+		e, err := openEngine(ctx, l.cfg)
+		if err == nil {
+			return e
+		}
+		if ctx.Err() == nil {
+			l.cfg.Logger.Error("the log cannot be opened; trying again", "error", err)
+		}
+	}
+}
+
+func (l *Log) set(e *engine, closed bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.engine, l.closed = e, closed
+	close(l.changed)
+	l.changed = make(chan struct{})
+}
+
+// current returns the engine in use, or ErrUnavailable.
+func (l *Log) current() (*engine, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case l.closed:
+		return nil, fmt.Errorf("%w: it is closed", ErrUnavailable)
+	case l.engine == nil:
+		return nil, fmt.Errorf("%w: it is being reopened after a failure", ErrUnavailable)
+	case l.engine.dead.Err() != nil:
+		return nil, fmt.Errorf("%w: %w", ErrUnavailable, context.Cause(l.engine.dead))
+	}
+	return l.engine, nil
+}
+
+// await returns the engine in use as soon as there is one.
+func (l *Log) await(ctx context.Context) (*engine, error) {
+	for {
+		l.mu.Lock()
+		e, closed, changed := l.engine, l.closed, l.changed
+		l.mu.Unlock()
+		if closed {
+			return nil, fmt.Errorf("%w: it is closed", ErrUnavailable)
+		}
+		if e != nil && e.dead.Err() == nil {
+			return e, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-changed:
+		}
+	}
+}

@@ -1,0 +1,72 @@
+package eventlog
+
+import (
+	"context"
+	"sync"
+)
+
+// flusher lets one flush to disk cover everything that waits for one.
+type flusher struct {
+	sync func() error
+	// written returns the newest sequence of ORDERS that has been written.
+	written func() uint64
+	// durable is told that everything up to the sequence is on disk.
+	durable func(uint64)
+
+	mu   sync.Mutex
+	next *flushGroup   // those who wait for the flush that has not begun
+	wake chan struct{} // capacity 1: next is not nil
+}
+
+type flushGroup struct {
+	done chan struct{}
+	err  error // set before done is closed
+}
+
+func newFlusher(sync func() error, written func() uint64, durable func(uint64)) *flusher {
+	return &flusher{sync: sync, written: written, durable: durable, wake: make(chan struct{}, 1)}
+}
+
+// join returns the flush that begins next. Whatever was written before the
+// call is covered by it.
+func (f *flusher) join() *flushGroup {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.next == nil {
+		f.next = &flushGroup{done: make(chan struct{})}
+		f.wake <- struct{}{}
+	}
+	return f.next
+}
+
+// begin takes the group that waits: who comes now waits for the next flush.
+func (f *flusher) begin() *flushGroup {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	g := f.next
+	f.next = nil
+	return g
+}
+
+// run flushes whenever somebody waits, until ctx ends or a flush fails; it
+// returns that failure. Whoever still waits then is left waiting: they watch
+// the engine's death too.
+func (f *flusher) run(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-f.wake:
+		}
+		g := f.begin()
+		covered := f.written()
+		g.err = f.sync()
+		if g.err == nil {
+			f.durable(covered)
+		}
+		close(g.done)
+		if g.err != nil {
+			return g.err
+		}
+	}
+}

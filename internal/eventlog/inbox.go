@@ -1,0 +1,290 @@
+package eventlog
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+const (
+	// converterConsumer is the durable consumer of INBOX that makes orders.
+	converterConsumer = "converter"
+	// inboxWindow is how many events may be delivered and not yet acked.
+	inboxWindow = 1024
+	// inboxBatch is how many events are handed out together at most.
+	inboxBatch = 256
+	// inboxAckWait is when the engine delivers an unacked event again.
+	inboxAckWait = 2 * time.Minute
+
+	headerSecret = "Ordergate-Secret"
+)
+
+func inboxSubject(eventID string) string { return "inbox." + eventID }
+
+// RawEvent is a verified Stripe event as it came.
+type RawEvent struct {
+	// ID is the event's id (`evt_…`).
+	ID string
+	// Body are the bytes that were signed.
+	Body []byte
+	// SecretLabel names the secret that signed them, without telling it.
+	SecretLabel string
+}
+
+// AppendInbox stores an event and returns when it is on disk. duplicate is true
+// when an event of that id was there before; it is on disk then too.
+//
+// An error wraps ErrUnavailable or ErrFull, and means that the event must be
+// sent again: it may or may not be stored.
+func (l *Log) AppendInbox(ctx context.Context, event RawEvent) (duplicate bool, err error) {
+	if !subjectID(event.ID) {
+		return false, fmt.Errorf("event id %.40q cannot be stored", event.ID)
+	}
+	e, err := l.current()
+	if err != nil {
+		return false, err
+	}
+	msg := &nats.Msg{Subject: inboxSubject(event.ID), Data: event.Body, Header: nats.Header{headerSecret: {event.SecretLabel}}}
+	_, err = e.js.PublishMsg(ctx, msg)
+	if err != nil {
+		if duplicate, err = e.resolveInbox(ctx, event.ID, err); err != nil {
+			return false, err
+		}
+	}
+	// A refused copy waits for a flush as well: the first one may still be
+	// waiting for its own.
+	if err := e.flush(ctx); err != nil {
+		return false, err
+	}
+	return duplicate, nil
+}
+
+// resolveInbox finds out what became of a publish that was not acknowledged.
+// Every limit of the stream, and every failed write, is refused with the same
+// code as a copy: only reading the event back tells.
+func (e *engine) resolveInbox(ctx context.Context, eventID string, publishErr error) (duplicate bool, err error) {
+	_, err = e.leader.GetLastMsg(inboxStream, inboxSubject(eventID), nats.Context(ctx))
+	if err == nil {
+		var refused *jetstream.APIError
+		return errors.As(publishErr, &refused), nil
+	}
+	if !errors.Is(err, nats.ErrMsgNotFound) {
+		return false, fmt.Errorf("%w: %w; reading the event back: %w", ErrUnavailable, publishErr, err)
+	}
+	return false, e.writeError(publishErr)
+}
+
+// writeError tells a full stream from a failed write, after which the engine
+// must be reopened: its write errors do not heal.
+func (e *engine) writeError(err error) error {
+	var refused *jetstream.APIError
+	switch {
+	case errors.Is(err, jetstream.ErrNoStreamResponse), errors.Is(err, nats.ErrNoResponders):
+		// The engine switches itself off when its disk is full.
+		err = fmt.Errorf("the engine does not answer: %w", err)
+		e.fail(err)
+	case !errors.As(err, &refused):
+	case refused.Description == server.ErrMaxBytes.Error(), refused.Description == server.ErrMaxMsgs.Error():
+		return fmt.Errorf("%w: %w", ErrFull, err)
+	case refused.ErrorCode == jetstream.ErrorCode(server.JSStreamStoreFailedF), refused.ErrorCode == jetstream.ErrorCode(server.JSInsufficientResourcesErr):
+		err = fmt.Errorf("write: %w", err)
+		e.fail(err)
+	}
+	return fmt.Errorf("%w: %w", ErrUnavailable, err)
+}
+
+// InboxMessage is an event of INBOX that waits to be converted. It comes again
+// until it is acked.
+type InboxMessage struct {
+	RawEvent
+	// Sequence is the event's place in INBOX.
+	Sequence uint64
+	// StoreTime is when the event was stored, in UTC.
+	StoreTime time.Time
+	// Deliveries counts how often the event was handed out, from 1.
+	Deliveries int
+
+	msg jetstream.Msg
+}
+
+// Ack says that the event needs nothing more. Flush first: what was made of
+// the event must be on disk.
+func (m *InboxMessage) Ack() error { return m.msg.Ack() }
+
+// Retry asks for the event again after a delay.
+func (m *InboxMessage) Retry(delay time.Duration) error { return m.msg.NakWithDelay(delay) }
+
+// ConsumeInbox hands the stored events to handle, in batches, in their order,
+// until ctx ends. It returns the context's error, or ErrUnavailable once the
+// log is closed; a log that is being reopened it waits for.
+func (l *Log) ConsumeInbox(ctx context.Context, handle func(context.Context, []*InboxMessage)) error {
+	for {
+		e, err := l.await(ctx)
+		if err != nil {
+			return err
+		}
+		if err := e.consumeInbox(ctx, handle); ctx.Err() == nil && e.dead.Err() == nil {
+			e.logger.Warn("reading the inbox was interrupted; going on", "error", err)
+			select {
+			case <-ctx.Done():
+			case <-time.After(time.Second):
+			}
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+	}
+}
+
+func (e *engine) consumeInbox(ctx context.Context, handle func(context.Context, []*InboxMessage)) error {
+	consumer, err := e.inbox.CreateOrUpdateConsumer(ctx, jetstream.ConsumerConfig{
+		Durable:       converterConsumer,
+		AckPolicy:     jetstream.AckExplicitPolicy,
+		AckWait:       inboxAckWait,
+		MaxAckPending: inboxWindow,
+		DeliverPolicy: jetstream.DeliverAllPolicy,
+	})
+	if err != nil {
+		return err
+	}
+	if err := e.resetConverter(ctx); err != nil {
+		return err
+	}
+	arrived := make(chan jetstream.Msg, inboxBatch)
+	broken := make(chan error, 1)
+	consuming, err := consumer.Consume(func(msg jetstream.Msg) {
+		select {
+		case arrived <- msg:
+		case <-ctx.Done():
+		case <-e.dead.Done():
+		}
+	}, jetstream.PullMaxMessages(inboxBatch), jetstream.ConsumeErrHandler(func(_ jetstream.ConsumeContext, err error) {
+		select {
+		case broken <- err:
+		default:
+		}
+	}))
+	if err != nil {
+		return err
+	}
+	defer consuming.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-e.dead.Done():
+			return e.unavailable()
+		case err := <-broken:
+			return err
+		case msg := <-arrived:
+			handle(ctx, inboxMessages(msg, arrived))
+		}
+	}
+}
+
+// resetConverter makes the engine deliver at once what an earlier converter took
+// and did not ack, instead of after its ack wait. There is no other converter:
+// this process holds the lock. Acks above the first missing one are forgotten
+// with it; converting an event twice changes nothing.
+func (e *engine) resetConverter(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	reply, err := e.conn.RequestWithContext(ctx, fmt.Sprintf(server.JSApiConsumerResetT, inboxStream, converterConsumer), nil)
+	if err != nil {
+		return fmt.Errorf("reset the converter: %w", err)
+	}
+	var answer server.JSApiConsumerResetResponse
+	if err := json.Unmarshal(reply.Data, &answer); err != nil {
+		return fmt.Errorf("reset the converter: %w", err)
+	}
+	if answer.Error != nil {
+		return fmt.Errorf("reset the converter: %w", answer.Error)
+	}
+	return nil
+}
+
+// inboxMessages makes a batch of the first message and whatever has arrived
+// behind it.
+func inboxMessages(first jetstream.Msg, arrived <-chan jetstream.Msg) []*InboxMessage {
+	batch := []*InboxMessage{inboxMessage(first)}
+	for len(batch) < inboxBatch {
+		select {
+		case msg := <-arrived:
+			batch = append(batch, inboxMessage(msg))
+		default:
+			return batch
+		}
+	}
+	return batch
+}
+
+func inboxMessage(msg jetstream.Msg) *InboxMessage {
+	m := &InboxMessage{
+		RawEvent: RawEvent{
+			ID:          msg.Subject()[len(inboxSubject("")):],
+			Body:        msg.Data(),
+			SecretLabel: msg.Headers().Get(headerSecret),
+		},
+		msg: msg,
+	}
+	if meta, err := msg.Metadata(); err == nil {
+		m.Sequence = meta.Sequence.Stream
+		m.StoreTime = meta.Timestamp.UTC()
+		m.Deliveries = int(meta.NumDelivered)
+	}
+	return m
+}
+
+// Parked says why an event could not be converted. The event itself stays in
+// INBOX.
+type Parked struct {
+	// Reason is what became of the event, such as FAILED.
+	Reason string `json:"reason"`
+	// Detail says what was wrong.
+	Detail string `json:"detail"`
+	// Type is the event's type.
+	Type string `json:"type"`
+}
+
+// Park records an event that could not be converted, so that an operator sees
+// it. Flush before acking the event.
+func (l *Log) Park(ctx context.Context, eventID string, parked Parked) error {
+	e, err := l.current()
+	if err != nil {
+		return err
+	}
+	value, err := json.Marshal(parked)
+	if err != nil {
+		return err
+	}
+	if _, err := e.parked.Put(ctx, eventID, value); err != nil {
+		return e.writeError(err)
+	}
+	return nil
+}
+
+// ParkedEvent returns why an event is parked, or ErrNotFound.
+func (l *Log) ParkedEvent(ctx context.Context, eventID string) (Parked, error) {
+	e, err := l.current()
+	if err != nil {
+		return Parked{}, err
+	}
+	entry, err := e.parked.Get(ctx, eventID)
+	if errors.Is(err, jetstream.ErrKeyNotFound) {
+		return Parked{}, fmt.Errorf("parked event %s: %w", eventID, ErrNotFound)
+	}
+	if err != nil {
+		return Parked{}, fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	var parked Parked
+	if err := json.Unmarshal(entry.Value(), &parked); err != nil {
+		return Parked{}, fmt.Errorf("parked event %s: %w", eventID, err)
+	}
+	return parked, nil
+}

@@ -1,0 +1,412 @@
+package eventlog
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/synadia-io/orbit.go/jetstreamext"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
+)
+
+// What filters need is kept in headers, so that a filter decodes no payload.
+const (
+	headerKind     = "Ordergate-Kind"
+	headerLivemode = "Ordergate-Livemode"
+	headerAccount  = "Ordergate-Account"
+	headerCountry  = "Ordergate-Country"
+)
+
+// listWindow is how many events NewestOrders looks at in one call. The engine
+// answers for at most 1,024 subjects at once.
+const listWindow = 500
+
+func orderSubject(orderID string) string { return "orders." + orderID }
+
+// ValidOrderID reports whether an id can be the id of an order.
+func ValidOrderID(id string) bool { return subjectID(id) }
+
+// OrderRecord is an order event as it is stored.
+type OrderRecord struct {
+	// Sequence is the event's place in ORDERS.
+	Sequence uint64
+	// Time is when the event was stored, in UTC.
+	Time time.Time
+	// OrderID is the order the event is about.
+	OrderID string
+	// Kind is what happened.
+	Kind ordergatev1.OrderEventKind
+	// Livemode is false for test orders.
+	Livemode bool
+	// Account is the connected account; empty for the platform's own.
+	Account string
+	// Country is the country of the ship-to address; empty when there is none.
+	Country string
+
+	payload []byte
+}
+
+// Event decodes the event. Its sequence and create_time come from where and
+// when it was stored.
+func (r *OrderRecord) Event() (*ordergatev1.OrderEvent, error) {
+	event := &ordergatev1.OrderEvent{}
+	if err := proto.Unmarshal(r.payload, event); err != nil {
+		return nil, fmt.Errorf("decode the order event %d: %w", r.Sequence, err)
+	}
+	event.Sequence = int64(r.Sequence)
+	event.CreateTime = timestamppb.New(r.Time)
+	return event, nil
+}
+
+// AppendOrder writes the event of an order whose newest event has the sequence
+// previous; 0 for a new order. It returns the new sequence once the event is
+// written, not yet flushed. It fails with ErrConflict when the order has
+// another newest event; after ErrUnavailable the event may or may not be
+// written: read the order again.
+func (l *Log) AppendOrder(ctx context.Context, event *ordergatev1.OrderEvent, previous uint64) (uint64, error) {
+	order := event.GetOrder()
+	if !ValidOrderID(order.GetId()) {
+		return 0, fmt.Errorf("order id %.40q cannot be stored", order.GetId())
+	}
+	payload, err := proto.Marshal(event)
+	if err != nil {
+		return 0, fmt.Errorf("encode the order event: %w", err)
+	}
+	e, err := l.current()
+	if err != nil {
+		return 0, err
+	}
+	msg := &nats.Msg{Subject: orderSubject(order.GetId()), Data: payload, Header: nats.Header{
+		headerKind:     {strconv.Itoa(int(event.GetKind()))},
+		headerLivemode: {strconv.FormatBool(order.GetLivemode())},
+		headerAccount:  {order.GetAccount()},
+		headerCountry:  {order.GetShipping().GetAddress().GetCountry()},
+	}}
+	ack, err := e.js.PublishMsg(ctx, msg, jetstream.WithExpectLastSequencePerSubject(previous))
+	if err != nil {
+		return 0, e.orderError(err)
+	}
+	e.wrote(ack.Sequence)
+	return ack.Sequence, nil
+}
+
+func (e *engine) orderError(err error) error {
+	var refused *jetstream.APIError
+	if errors.As(err, &refused) {
+		switch refused.ErrorCode {
+		case jetstream.ErrorCode(server.JSStreamWrongLastSequenceErrF), jetstream.ErrorCode(server.JSStreamWrongLastSequenceConstantErr):
+			return fmt.Errorf("%w: %w", ErrConflict, err)
+		}
+	}
+	return e.writeError(err)
+}
+
+// Flush returns once everything that was written before the call is on disk,
+// and with that visible to readers.
+func (l *Log) Flush(ctx context.Context) error {
+	e, err := l.current()
+	if err != nil {
+		return err
+	}
+	return e.flush(ctx)
+}
+
+// NewestOrder returns the newest event of an order, flushed or not, for the
+// writer that goes on from it. ErrNotFound when there is none.
+func (l *Log) NewestOrder(ctx context.Context, orderID string) (*OrderRecord, error) {
+	e, err := l.current()
+	if err != nil {
+		return nil, err
+	}
+	return e.newestOrder(ctx, orderID)
+}
+
+// DurableOrder returns the newest event of an order, for readers: it waits
+// until the event is on disk. ErrNotFound when there is none.
+func (l *Log) DurableOrder(ctx context.Context, orderID string) (*OrderRecord, error) {
+	e, err := l.current()
+	if err != nil {
+		return nil, err
+	}
+	record, err := e.newestOrder(ctx, orderID)
+	if err != nil {
+		return nil, err
+	}
+	if frontier, _ := e.durable(); record.Sequence > frontier {
+		if err := e.flush(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return record, nil
+}
+
+func (e *engine) newestOrder(ctx context.Context, orderID string) (*OrderRecord, error) {
+	if !ValidOrderID(orderID) {
+		return nil, fmt.Errorf("order %.40q: %w", orderID, ErrNotFound)
+	}
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	msg, err := e.leader.GetLastMsg(ordersStream, orderSubject(orderID), nats.Context(ctx))
+	if errors.Is(err, nats.ErrMsgNotFound) {
+		return nil, fmt.Errorf("order %s: %w", orderID, ErrNotFound)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w: read order %s: %w", ErrUnavailable, orderID, err)
+	}
+	// What can be read has been written, even if its writer never heard so: the
+	// next flush makes it visible.
+	e.wrote(msg.Sequence)
+	return orderRecord(msg.Subject, msg.Sequence, msg.Time, msg.Header, msg.Data), nil
+}
+
+func orderRecord(subject string, sequence uint64, stored time.Time, header nats.Header, payload []byte) *OrderRecord {
+	kind, _ := strconv.Atoi(header.Get(headerKind))
+	return &OrderRecord{
+		Sequence: sequence,
+		Time:     stored.UTC(),
+		OrderID:  subject[len(orderSubject("")):],
+		Kind:     ordergatev1.OrderEventKind(kind),
+		Livemode: header.Get(headerLivemode) == "true",
+		Account:  header.Get(headerAccount),
+		Country:  header.Get(headerCountry),
+		payload:  payload,
+	}
+}
+
+// OrdersState is where the stream of order events stands.
+type OrdersState struct {
+	// LogID identifies the stream for as long as it lives, wherever it moves.
+	LogID string
+	// First is the oldest sequence that is kept; one above Durable when the
+	// stream is empty.
+	First uint64
+	// Durable is the newest sequence that readers may see.
+	Durable uint64
+}
+
+// OrdersState returns where the stream of order events stands.
+func (l *Log) OrdersState(ctx context.Context) (OrdersState, error) {
+	e, err := l.current()
+	if err != nil {
+		return OrdersState{}, err
+	}
+	first, err := e.firstOrder(ctx)
+	if err != nil {
+		return OrdersState{}, err
+	}
+	durable, _ := e.durable()
+	return OrdersState{LogID: e.id, First: first, Durable: durable}, nil
+}
+
+func (e *engine) firstOrder(ctx context.Context) (uint64, error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	info, err := e.orders.Info(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	return max(info.State.FirstSeq, 1), nil
+}
+
+// AwaitOrders blocks until there are durable events behind the sequence after.
+// A log that is being reopened it waits for.
+func (l *Log) AwaitOrders(ctx context.Context, after uint64) error {
+	for {
+		e, err := l.await(ctx)
+		if err != nil {
+			return err
+		}
+		frontier, advanced := e.durable()
+		if frontier > after {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-e.dead.Done():
+		case <-advanced:
+		}
+	}
+}
+
+// ReadOrders returns durable events behind the sequence after, in their order,
+// limit at most, and the sequence to read on from: everything up to it has been
+// returned. It returns none when there are none. ErrExpired means that events
+// behind after are no longer kept.
+func (l *Log) ReadOrders(ctx context.Context, after uint64, limit int) (records []*OrderRecord, next uint64, err error) {
+	e, err := l.current()
+	if err != nil {
+		return nil, 0, err
+	}
+	frontier, _ := e.durable()
+	if after >= frontier {
+		return nil, after, nil
+	}
+	records, err = e.readOrders(ctx, limit, jetstreamext.GetBatchSeq(after+1))
+	if err != nil {
+		return nil, 0, err
+	}
+	if gap := len(records) == 0 || records[0].Sequence != after+1; gap {
+		first, err := e.firstOrder(ctx)
+		if err != nil {
+			return nil, 0, err
+		}
+		if first > after+1 {
+			return nil, 0, fmt.Errorf("%w: the oldest event is %d", ErrExpired, first)
+		}
+	}
+	records, cut := cutBehind(records, frontier)
+	if !cut && len(records) > 0 {
+		return records, records[len(records)-1].Sequence, nil
+	}
+	return records, frontier, nil
+}
+
+// cutBehind leaves the records up to the frontier, and says whether that was
+// the end of what may be seen.
+func cutBehind(records []*OrderRecord, frontier uint64) (visible []*OrderRecord, cut bool) {
+	i := slices.IndexFunc(records, func(r *OrderRecord) bool { return r.Sequence > frontier })
+	if i < 0 {
+		return records, false
+	}
+	return records[:i], true
+}
+
+// SequenceBefore returns the sequence just before the first event that was
+// stored at or after a time.
+func (l *Log) SequenceBefore(ctx context.Context, at time.Time) (uint64, error) {
+	e, err := l.current()
+	if err != nil {
+		return 0, err
+	}
+	frontier, _ := e.durable()
+	records, err := e.readOrders(ctx, 1, jetstreamext.GetBatchStartTime(at))
+	if err != nil {
+		return 0, err
+	}
+	if len(records) == 0 {
+		return frontier, nil
+	}
+	return min(frontier, records[0].Sequence-1), nil
+}
+
+// OrderEvents returns durable events of one order behind the sequence after,
+// in their order, limit at most, and whether there are more.
+func (l *Log) OrderEvents(ctx context.Context, orderID string, after uint64, limit int) (records []*OrderRecord, more bool, err error) {
+	if !ValidOrderID(orderID) {
+		return nil, false, nil
+	}
+	e, err := l.current()
+	if err != nil {
+		return nil, false, err
+	}
+	frontier, _ := e.durable()
+	records, err = e.readOrders(ctx, limit+1, jetstreamext.GetBatchSeq(after+1), jetstreamext.GetBatchSubject(orderSubject(orderID)))
+	if err != nil {
+		return nil, false, err
+	}
+	records, _ = cutBehind(records, frontier)
+	if len(records) > limit {
+		return records[:limit], true, nil
+	}
+	return records, false, nil
+}
+
+// NewestOrders lists orders as they were when the newest durable sequence was
+// snapshot, each with its newest event, newest first. It looks only at a
+// bounded number of events below the sequence below, so that it may return few
+// or none and still have more: next is where to go on, 0 at the end.
+func (l *Log) NewestOrders(ctx context.Context, snapshot, below uint64) (records []*OrderRecord, next uint64, err error) {
+	e, err := l.current()
+	if err != nil {
+		return nil, 0, err
+	}
+	first, err := e.firstOrder(ctx)
+	if err != nil {
+		return nil, 0, err
+	}
+	if below <= first {
+		return nil, 0, nil
+	}
+	from := first
+	if below-first > listWindow {
+		from = below - listWindow
+		next = from
+	}
+	window, err := e.readOrders(ctx, int(below-from), jetstreamext.GetBatchSeq(from))
+	if err != nil {
+		return nil, 0, err
+	}
+	window, _ = cutBehind(window, below-1)
+	if records, err = e.withoutSuperseded(ctx, window, snapshot); err != nil {
+		return nil, 0, err
+	}
+	slices.Reverse(records)
+	return records, next, nil
+}
+
+// withoutSuperseded leaves the records that were the newest of their order at
+// the time of snapshot.
+func (e *engine) withoutSuperseded(ctx context.Context, records []*OrderRecord, snapshot uint64) ([]*OrderRecord, error) {
+	newest := map[string]uint64{}
+	for _, r := range records {
+		newest[r.OrderID] = 0
+	}
+	if len(newest) == 0 {
+		return nil, nil
+	}
+	subjects := make([]string, 0, len(newest))
+	for id := range newest {
+		subjects = append(subjects, orderSubject(id))
+	}
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	messages, err := jetstreamext.GetLastMsgsFor(ctx, e.js, ordersStream, subjects, jetstreamext.GetLastMsgsUpToSeq(snapshot))
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	for msg, err := range messages {
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
+		}
+		newest[msg.Subject[len(orderSubject("")):]] = msg.Sequence
+	}
+	if ctx.Err() != nil {
+		return nil, fmt.Errorf("%w: %w", ErrUnavailable, ctx.Err())
+	}
+	return slices.DeleteFunc(records, func(r *OrderRecord) bool { return newest[r.OrderID] != r.Sequence }), nil
+}
+
+// readOrders reads up to limit events, durable or not.
+func (e *engine) readOrders(ctx context.Context, limit int, options ...jetstreamext.GetBatchOpt) ([]*OrderRecord, error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	messages, err := jetstreamext.GetBatch(ctx, e.js, ordersStream, limit, options...)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	var records []*OrderRecord
+	for msg, err := range messages {
+		if errors.Is(err, jetstreamext.ErrNoMessages) {
+			return nil, nil
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
+		}
+		records = append(records, orderRecord(msg.Subject, msg.Sequence, msg.Time, msg.Header, msg.Data))
+	}
+	// A request that timed out ends like one that was answered.
+	if ctx.Err() != nil {
+		return nil, fmt.Errorf("%w: %w", ErrUnavailable, ctx.Err())
+	}
+	return records, nil
+}

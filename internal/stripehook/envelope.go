@@ -1,0 +1,98 @@
+package stripehook
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"regexp"
+)
+
+// ErrUnreadable means that a body is not a Stripe event: not JSON, or without
+// a usable id and type.
+var ErrUnreadable = errors.New("not a readable Stripe event")
+
+var (
+	// An event id becomes part of a subject of the log: nothing but letters,
+	// digits and underscores may be in it.
+	eventIDShape   = regexp.MustCompile(`^evt_[A-Za-z0-9_]{1,200}$`)
+	eventTypeShape = regexp.MustCompile(`^[A-Za-z0-9_.\[\]-]{1,200}$`)
+)
+
+// Envelope is what an event says about itself, whatever it is about.
+type Envelope struct {
+	// ID is the event's id: `evt_` and letters, digits and underscores.
+	ID string
+	// Type is the event's type, such as `checkout.session.completed`.
+	Type string
+	// APIVersion is the version that fixed the shape of the event's object.
+	// Empty when the event names none.
+	APIVersion string
+	// Account is the connected account the event is of; empty for the
+	// platform's own.
+	Account string
+	// Livemode is false for a test-mode event.
+	Livemode bool
+	// ObjectID is the id of the object that the event is about. Empty when
+	// there is none.
+	ObjectID string
+	// Thin means an event that carries no object
+	// (https://docs.stripe.com/event-destinations#thin-events): nothing can be
+	// made of it without reading the object from Stripe.
+	Thin bool
+}
+
+// thinObject is the `object` of a thin event; a snapshot event says `event`.
+const thinObject = "v2.core.event"
+
+// ReadEnvelope reads the envelope of an event, thin or snapshot. An error
+// wraps ErrUnreadable.
+func ReadEnvelope(body []byte) (Envelope, error) {
+	var e struct {
+		ID         string `json:"id"`
+		Object     string `json:"object"`
+		Type       string `json:"type"`
+		APIVersion string `json:"api_version"`
+		Account    string `json:"account"`
+		Context    string `json:"context"`
+		Livemode   bool   `json:"livemode"`
+		Data       struct {
+			Object json.RawMessage `json:"object"`
+		} `json:"data"`
+		RelatedObject struct {
+			ID string `json:"id"`
+		} `json:"related_object"`
+	}
+	// A field of another type than today's stays empty: only the id and the
+	// type are needed to store an event, and they are checked below.
+	var otherType *json.UnmarshalTypeError
+	if err := json.Unmarshal(body, &e); err != nil && !errors.As(err, &otherType) {
+		return Envelope{}, fmt.Errorf("%w: %w", ErrUnreadable, err)
+	}
+	if !eventIDShape.MatchString(e.ID) {
+		return Envelope{}, fmt.Errorf("%w: id %.40q is not an event id", ErrUnreadable, e.ID)
+	}
+	if !eventTypeShape.MatchString(e.Type) {
+		return Envelope{}, fmt.Errorf("%w: type %.40q is not an event type", ErrUnreadable, e.Type)
+	}
+	envelope := Envelope{
+		ID:         e.ID,
+		Type:       e.Type,
+		APIVersion: e.APIVersion,
+		Account:    e.Account,
+		Livemode:   e.Livemode,
+		Thin:       e.Object == thinObject,
+	}
+	if envelope.Thin {
+		envelope.Account = e.Context
+		envelope.ObjectID = e.RelatedObject.ID
+		return envelope, nil
+	}
+	// The object of some types has no id (balance): that is not an error here.
+	var object struct {
+		ID string `json:"id"`
+	}
+	if json.Unmarshal(e.Data.Object, &object) == nil {
+		envelope.ObjectID = object.ID
+	}
+	return envelope, nil
+}

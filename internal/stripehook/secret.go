@@ -1,0 +1,80 @@
+package stripehook
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"regexp"
+	"strings"
+)
+
+// maxSecrets bounds the work that one forged request can cost.
+const maxSecrets = 8
+
+// secretShape is what follows `whsec_`: 32 characters from the Dashboard, 64
+// from the Stripe CLI. The bound is low so that a test may use a short one.
+var secretShape = regexp.MustCompile(`^whsec_[A-Za-z0-9+/=_-]{8,128}$`)
+
+// Secret is the signing secret of one webhook endpoint at Stripe. It prints
+// and logs as its label, never as its value.
+type Secret struct {
+	value string
+	label string
+}
+
+// ParseSecrets reads a comma-separated list of signing secrets, `whsec_…`
+// each. Several are needed while one is rolled, and for a test-mode and a
+// live-mode endpoint on one URL. All problems are reported together, by the
+// place in the list and without the secret.
+func ParseSecrets(list string) ([]Secret, error) {
+	if strings.TrimSpace(list) == "" {
+		return nil, errors.New("the webhook signing secret is empty: copy it (whsec_…) from the endpoint's page at https://dashboard.stripe.com/webhooks, or from the first line that `stripe listen` prints")
+	}
+	var (
+		secrets  []Secret
+		problems []error
+		seen     = map[string]bool{}
+	)
+	for i, value := range strings.Split(list, ",") {
+		value = strings.TrimSpace(value)
+		switch {
+		case value == "":
+			problems = append(problems, fmt.Errorf("webhook signing secret %d is empty: remove the comma, or fill in the secret", i+1))
+		case !secretShape.MatchString(value):
+			problems = append(problems, fmt.Errorf("webhook signing secret %d is malformed: want `whsec_` and at least 8 letters and digits, as Stripe shows it (an API key or an endpoint id is something else)", i+1))
+		case !seen[value]:
+			seen[value] = true
+			secrets = append(secrets, newSecret(value))
+		}
+	}
+	if len(secrets) > maxSecrets {
+		problems = append(problems, fmt.Errorf("%d webhook signing secrets, at most %d: remove those that Stripe no longer uses", len(secrets), maxSecrets))
+	}
+	if len(problems) > 0 {
+		return nil, errors.Join(problems...)
+	}
+	return secrets, nil
+}
+
+func newSecret(value string) Secret {
+	sum := sha256.Sum256([]byte(value))
+	return Secret{value: value, label: "whsec#" + hex.EncodeToString(sum[:4])}
+}
+
+// Label names the secret without telling it: `whsec#` and the first 8 hex
+// digits of its SHA-256. It stays the same wherever the secret is used.
+func (s Secret) Label() string { return s.label }
+
+// Reveal returns the secret itself, for signing.
+func (s Secret) Reveal() string { return s.value }
+
+// String returns the label.
+func (s Secret) String() string { return s.label }
+
+// GoString returns the label, so that %#v does not tell the secret either.
+func (s Secret) GoString() string { return s.label }
+
+// LogValue logs the label.
+func (s Secret) LogValue() slog.Value { return slog.StringValue(s.label) }
