@@ -358,7 +358,7 @@ func TestNothingIsShownBeforeAFlushCoversIt(t *testing.T) {
 	if diff := cmp.Diff([]string{"cs_1.1"}, readIDs(t, l, 0)); diff != "" {
 		t.Error(diff)
 	}
-	if events, _, err := l.OrderEvents(deadline(t), "cs_2", 0, 10); err != nil || len(events) != 0 {
+	if events, err := l.OrderEvents(deadline(t), "cs_2", 0, 10); err != nil || len(events) != 0 {
 		t.Errorf("events of cs_2 = %v, %v before the flush", events, err)
 	}
 	if state, err := l.OrdersState(deadline(t)); err != nil || state.Durable != 1 {
@@ -437,13 +437,16 @@ func TestReadOrders(t *testing.T) {
 	if diff := cmp.Diff([]string{"cs_2.1", "cs_3.1", "cs_4.1", "cs_1.2"}, readIDs(t, l, 2)); diff != "" {
 		t.Error(diff)
 	}
-	records, more, err := l.OrderEvents(deadline(t), "cs_1", 0, 1)
-	if err != nil || len(records) != 1 || records[0].Sequence != 2 || !more {
-		t.Errorf("records = %v, more = %v, err = %v", records, more, err)
+	var after uint64
+	for _, want := range []uint64{2, 6} {
+		records, err := l.OrderEvents(deadline(t), "cs_1", after, 1)
+		if err != nil || len(records) != 1 || records[0].Sequence != want {
+			t.Fatalf("events of cs_1 after %d = %v, %v", after, records, err)
+		}
+		after = records[0].Sequence
 	}
-	records, more, err = l.OrderEvents(deadline(t), "cs_1", 2, 1)
-	if err != nil || len(records) != 1 || records[0].Sequence != 6 || more {
-		t.Errorf("records = %v, more = %v, err = %v", records, more, err)
+	if records, err := l.OrderEvents(deadline(t), "cs_1", after, 1); err != nil || len(records) != 0 {
+		t.Errorf("events of cs_1 after the last = %v, %v", records, err)
 	}
 	for _, tt := range []struct {
 		at   time.Time
@@ -515,19 +518,14 @@ func TestNewestOrders(t *testing.T) {
 	appendOrder(t, l, "cs_20", 2, 21)
 	flush(t, l)
 
-	var got []string
-	below, calls := snapshot+1, 0
-	for below != 0 {
-		records, next, err := l.NewestOrders(deadline(t), snapshot, below)
-		if err != nil {
-			t.Fatal(err)
+	for _, limit := range []int{1000, 7} {
+		if diff := cmp.Diff(wantNewest(orders), listOrders(t, l, snapshot, limit)); diff != "" {
+			t.Errorf("limit %d: %s", limit, diff)
 		}
-		for _, r := range records {
-			got = append(got, r.OrderID)
-		}
-		below = next
-		calls++
 	}
+}
+
+func wantNewest(orders int) []string {
 	var want []string
 	for i := 9; i >= 0; i-- {
 		want = append(want, fmt.Sprintf("cs_%d", i))
@@ -535,12 +533,26 @@ func TestNewestOrders(t *testing.T) {
 	for i := orders - 1; i >= 10; i-- {
 		want = append(want, fmt.Sprintf("cs_%d", i))
 	}
-	if diff := cmp.Diff(want, got); diff != "" {
-		t.Error(diff)
+	return want
+}
+
+func listOrders(t *testing.T, l *Log, snapshot uint64, limit int) []string {
+	t.Helper()
+	var got []string
+	for below := snapshot + 1; below != 0; {
+		records, next, err := l.NewestOrders(deadline(t), snapshot, below, limit)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range records {
+			got = append(got, r.OrderID)
+		}
+		if len(records) > limit {
+			t.Fatalf("%d records, at most %d", len(records), limit)
+		}
+		below = next
 	}
-	if calls != 2 {
-		t.Errorf("%d calls, want 2", calls)
-	}
+	return got
 }
 
 func TestFullInboxRefusesAndDropsNothing(t *testing.T) {

@@ -1,9 +1,11 @@
 package eventlog
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"slices"
 	"strconv"
 	"time"
@@ -25,6 +27,9 @@ const (
 	headerAccount  = "Ordergate-Account"
 	headerCountry  = "Ordergate-Country"
 )
+
+// readBytes bounds the payloads of one read, give or take one event.
+const readBytes = 1 << 20
 
 // listWindow is how many events NewestOrders looks at in one call. The engine
 // answers for at most 1,024 subjects at once.
@@ -300,32 +305,31 @@ func (l *Log) SequenceBefore(ctx context.Context, at time.Time) (uint64, error) 
 }
 
 // OrderEvents returns durable events of one order behind the sequence after,
-// in their order, limit at most, and whether there are more.
-func (l *Log) OrderEvents(ctx context.Context, orderID string, after uint64, limit int) (records []*OrderRecord, more bool, err error) {
+// in their order: limit at most, fewer when they are large, and none when there
+// are none.
+func (l *Log) OrderEvents(ctx context.Context, orderID string, after uint64, limit int) ([]*OrderRecord, error) {
 	if !ValidOrderID(orderID) {
-		return nil, false, nil
+		return nil, nil
 	}
 	e, err := l.current()
 	if err != nil {
-		return nil, false, err
+		return nil, err
 	}
 	frontier, _ := e.durable()
-	records, err = e.readOrders(ctx, limit+1, jetstreamext.GetBatchSeq(after+1), jetstreamext.GetBatchSubject(orderSubject(orderID)))
+	records, err := e.readOrders(ctx, limit, jetstreamext.GetBatchSeq(after+1), jetstreamext.GetBatchSubject(orderSubject(orderID)))
 	if err != nil {
-		return nil, false, err
+		return nil, err
 	}
 	records, _ = cutBehind(records, frontier)
-	if len(records) > limit {
-		return records[:limit], true, nil
-	}
-	return records, false, nil
+	return records, nil
 }
 
 // NewestOrders lists orders as they were when the newest durable sequence was
-// snapshot, each with its newest event, newest first. It looks only at a
-// bounded number of events below the sequence below, so that it may return few
-// or none and still have more: next is where to go on, 0 at the end.
-func (l *Log) NewestOrders(ctx context.Context, snapshot, below uint64) (records []*OrderRecord, next uint64, err error) {
+// snapshot, each with its newest event, newest first, limit at most. It looks
+// only at a bounded number of events below the sequence below, so that it may
+// return few or none and still have more: next is the below to go on with, 0 at
+// the end.
+func (l *Log) NewestOrders(ctx context.Context, snapshot, below uint64, limit int) (records []*OrderRecord, next uint64, err error) {
 	e, err := l.current()
 	if err != nil {
 		return nil, 0, err
@@ -342,60 +346,104 @@ func (l *Log) NewestOrders(ctx context.Context, snapshot, below uint64) (records
 		from = below - listWindow
 		next = from
 	}
-	window, err := e.readOrders(ctx, int(below-from), jetstreamext.GetBatchSeq(from))
+	candidates, err := e.newestInWindow(ctx, from, below)
 	if err != nil {
 		return nil, 0, err
 	}
-	window, _ = cutBehind(window, below-1)
-	if records, err = e.withoutSuperseded(ctx, window, snapshot); err != nil {
-		return nil, 0, err
+	if len(candidates) > limit {
+		candidates = candidates[:limit]
+		next = candidates[limit-1].sequence
 	}
-	slices.Reverse(records)
-	return records, next, nil
+	records, err = e.withoutSuperseded(ctx, candidates, snapshot)
+	return records, next, err
 }
 
-// withoutSuperseded leaves the records that were the newest of their order at
-// the time of snapshot.
-func (e *engine) withoutSuperseded(ctx context.Context, records []*OrderRecord, snapshot uint64) ([]*OrderRecord, error) {
+// candidate is an event that may be the newest of its order.
+type candidate struct {
+	sequence uint64
+	orderID  string
+}
+
+// newestInWindow returns the newest event of each order among the sequences
+// from up to, not including, below; newest first. It keeps no payloads.
+func (e *engine) newestInWindow(ctx context.Context, from, below uint64) ([]candidate, error) {
 	newest := map[string]uint64{}
-	for _, r := range records {
-		newest[r.OrderID] = 0
+	for from < below {
+		records, err := e.readOrders(ctx, int(below-from), jetstreamext.GetBatchSeq(from))
+		if err != nil {
+			return nil, err
+		}
+		records, _ = cutBehind(records, below-1)
+		if len(records) == 0 {
+			break
+		}
+		for _, r := range records {
+			newest[r.OrderID] = r.Sequence
+		}
+		from = records[len(records)-1].Sequence + 1
 	}
-	if len(newest) == 0 {
+	candidates := make([]candidate, 0, len(newest))
+	for id, sequence := range newest {
+		candidates = append(candidates, candidate{sequence, id})
+	}
+	slices.SortFunc(candidates, func(a, b candidate) int { return cmp.Compare(b.sequence, a.sequence) })
+	return candidates, nil
+}
+
+// withoutSuperseded returns those candidates, in their order, that were the
+// newest event of their order at the time of snapshot.
+func (e *engine) withoutSuperseded(ctx context.Context, candidates []candidate, snapshot uint64) ([]*OrderRecord, error) {
+	if len(candidates) == 0 {
 		return nil, nil
 	}
-	subjects := make([]string, 0, len(newest))
-	for id := range newest {
-		subjects = append(subjects, orderSubject(id))
+	subjects := make([]string, len(candidates))
+	for i, c := range candidates {
+		subjects[i] = orderSubject(c.orderID)
 	}
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	messages, err := jetstreamext.GetLastMsgsFor(ctx, e.js, ordersStream, subjects, jetstreamext.GetLastMsgsUpToSeq(snapshot))
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
-	}
-	for msg, err := range messages {
+	newest := map[string]*OrderRecord{}
+	// The engine stops at a number of bytes: ask for the rest until none is left.
+	for len(subjects) > 0 {
+		answers, err := jetstreamext.GetLastMsgsFor(ctx, e.js, ordersStream, subjects, jetstreamext.GetLastMsgsUpToSeq(snapshot))
+		records, err := collect(ctx, answers, err)
 		if err != nil {
-			return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
+			return nil, err
 		}
-		newest[msg.Subject[len(orderSubject("")):]] = msg.Sequence
+		if len(records) == 0 {
+			break
+		}
+		for _, r := range records {
+			newest[r.OrderID] = r
+		}
+		subjects = slices.DeleteFunc(subjects, func(subject string) bool { return newest[subject[len(orderSubject("")):]] != nil })
 	}
-	if ctx.Err() != nil {
-		return nil, fmt.Errorf("%w: %w", ErrUnavailable, ctx.Err())
+	var records []*OrderRecord
+	for _, c := range candidates {
+		if r := newest[c.orderID]; r != nil && r.Sequence == c.sequence {
+			records = append(records, r)
+		}
 	}
-	return slices.DeleteFunc(records, func(r *OrderRecord) bool { return newest[r.OrderID] != r.Sequence }), nil
+	return records, nil
 }
 
-// readOrders reads up to limit events, durable or not.
+// readOrders reads up to limit events, durable or not, and fewer when they are
+// large; none means that there are none.
 func (e *engine) readOrders(ctx context.Context, limit int, options ...jetstreamext.GetBatchOpt) ([]*OrderRecord, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	messages, err := jetstreamext.GetBatch(ctx, e.js, ordersStream, limit, options...)
+	answers, err := jetstreamext.GetBatch(ctx, e.js, ordersStream, limit, append(options, jetstreamext.GetBatchMaxBytes(readBytes))...)
+	return collect(ctx, answers, err)
+}
+
+// collect reads the answers to a request of several messages. A request that
+// timed out ends like one that was answered: only the context tells.
+func collect(ctx context.Context, answers iter.Seq2[*jetstream.RawStreamMsg, error], err error) ([]*OrderRecord, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	var records []*OrderRecord
-	for msg, err := range messages {
+	for msg, err := range answers {
 		if errors.Is(err, jetstreamext.ErrNoMessages) {
 			return nil, nil
 		}
@@ -404,7 +452,6 @@ func (e *engine) readOrders(ctx context.Context, limit int, options ...jetstream
 		}
 		records = append(records, orderRecord(msg.Subject, msg.Sequence, msg.Time, msg.Header, msg.Data))
 	}
-	// A request that timed out ends like one that was answered.
 	if ctx.Err() != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUnavailable, ctx.Err())
 	}

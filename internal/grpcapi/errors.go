@@ -1,0 +1,116 @@
+package grpcapi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/protoadapt"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/ordergate/ordergate/internal/eventlog"
+)
+
+// errorDomain and the reasons are part of the API (google.rpc.ErrorInfo).
+const (
+	errorDomain = "ordergate"
+
+	reasonInvalidRequest = "INVALID_REQUEST"
+	reasonOrderNotFound  = "ORDER_NOT_FOUND"
+	reasonPageToken      = "PAGE_TOKEN_INVALID"
+	reasonResumeToken    = "RESUME_TOKEN_INVALID"
+	reasonResumeExpired  = "RESUME_TOKEN_EXPIRED"
+	reasonLogUnavailable = "LOG_UNAVAILABLE"
+	reasonShuttingDown   = "SHUTTING_DOWN"
+	reasonInternal       = "INTERNAL"
+)
+
+// retryDelay is what a client is told to wait when the gateway is unavailable.
+const retryDelay = 2 * time.Second
+
+var errShuttingDown = errors.New("the gateway is shutting down: connect again, and go on with the last resume token")
+
+// invalidField is a request with a field that cannot be accepted.
+type invalidField struct{ field, description string }
+
+func (e *invalidField) Error() string { return e.field + ": " + e.description }
+
+func invalid(field, format string, args ...any) error {
+	return &invalidField{field, fmt.Sprintf(format, args...)}
+}
+
+// invalidToken is a page or resume token that this log did not give out.
+type invalidToken struct{ reason, field, description string }
+
+func (e *invalidToken) Error() string { return e.field + ": " + e.description }
+
+// expiredToken is a start before the oldest event that is kept.
+type expiredToken struct{ earliest string }
+
+func (e *expiredToken) Error() string {
+	return "the events after this resume token are no longer kept: start from the earliest_resume_token of this error, or from_beginning, and reconcile with ListOrders"
+}
+
+// statusOf is the one place where errors become statuses. What is not known
+// here is internal: whole in the log, not outside.
+func statusOf(err error) *status.Status {
+	var (
+		field   *invalidField
+		token   *invalidToken
+		expired *expiredToken
+	)
+	switch {
+	case errors.As(err, &field):
+		return newStatus(codes.InvalidArgument, field.Error(), reasonInvalidRequest, nil, violation(field.field, field.description))
+	case errors.As(err, &token):
+		return newStatus(codes.InvalidArgument, token.Error(), token.reason, nil, violation(token.field, token.description))
+	case errors.As(err, &expired):
+		return newStatus(codes.OutOfRange, expired.Error(), reasonResumeExpired, map[string]string{"earliest_resume_token": expired.earliest})
+	case errors.Is(err, eventlog.ErrNotFound):
+		return newStatus(codes.NotFound, "there is no such order: check the id (cs_…, pi_… or in_…); an order exists once its first event was converted", reasonOrderNotFound, nil)
+	case errors.Is(err, errShuttingDown):
+		return newStatus(codes.Unavailable, errShuttingDown.Error(), reasonShuttingDown, nil, retryInfo())
+	case errors.Is(err, context.Canceled):
+		return status.New(codes.Canceled, "the caller cancelled")
+	case errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, eventlog.ErrUnavailable):
+		return status.New(codes.DeadlineExceeded, "the caller's deadline passed")
+	case errors.Is(err, eventlog.ErrUnavailable):
+		return newStatus(codes.Unavailable, "the log is unavailable: try again; the gateway's own log says why", reasonLogUnavailable, nil, retryInfo())
+	}
+	// A status that grpc itself made, such as for a send on a broken stream.
+	if s, ok := status.FromError(err); ok {
+		return s
+	}
+	return newStatus(codes.Internal, "internal error: the gateway's own log has the details", reasonInternal, nil)
+}
+
+func newStatus(code codes.Code, message, reason string, metadata map[string]string, more ...protoadapt.MessageV1) *status.Status {
+	s := status.New(code, message)
+	details := append([]protoadapt.MessageV1{&errdetails.ErrorInfo{Reason: reason, Domain: errorDomain, Metadata: metadata}}, more...)
+	detailed, err := s.WithDetails(details...)
+	if err != nil { // only for OK or a message that cannot be marshalled
+		return s
+	}
+	return detailed
+}
+
+func violation(field, description string) *errdetails.BadRequest {
+	return &errdetails.BadRequest{FieldViolations: []*errdetails.BadRequest_FieldViolation{{Field: field, Description: description}}}
+}
+
+func retryInfo() *errdetails.RetryInfo {
+	return &errdetails.RetryInfo{RetryDelay: durationpb.New(retryDelay)}
+}
+
+func reasonOf(s *status.Status) string {
+	for _, detail := range s.Details() {
+		if info, ok := detail.(*errdetails.ErrorInfo); ok {
+			return info.GetReason()
+		}
+	}
+	return ""
+}

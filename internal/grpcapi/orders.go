@@ -1,0 +1,163 @@
+package grpcapi
+
+import (
+	"context"
+
+	"google.golang.org/protobuf/proto"
+
+	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
+	"github.com/ordergate/ordergate/internal/eventlog"
+)
+
+const (
+	defaultPageSize = 50
+	maxPageSize     = 500
+	// maxPageBytes ends a page early: by default gRPC clients refuse messages
+	// of more than 4 MiB.
+	maxPageBytes = 3 << 20
+	// maxListCalls bounds how much of the log one ListOrders looks at.
+	maxListCalls = 20
+)
+
+// orderService implements ordergate.v1.OrderService on the log.
+type orderService struct {
+	ordergatev1.UnimplementedOrderServiceServer
+	log *eventlog.Log
+	// draining ends when open streams are to end.
+	draining context.Context
+}
+
+func (s *orderService) GetOrder(ctx context.Context, request *ordergatev1.GetOrderRequest) (*ordergatev1.GetOrderResponse, error) {
+	if err := checkOrderID("order_id", request.GetOrderId()); err != nil {
+		return nil, err
+	}
+	record, err := s.log.DurableOrder(ctx, request.GetOrderId())
+	if err != nil {
+		return nil, err
+	}
+	event, err := record.Event()
+	if err != nil {
+		return nil, err
+	}
+	return &ordergatev1.GetOrderResponse{Order: event.GetOrder()}, nil
+}
+
+func (s *orderService) ListOrders(ctx context.Context, request *ordergatev1.ListOrdersRequest) (*ordergatev1.ListOrdersResponse, error) {
+	pageSize, err := checkPageSize(request.GetPageSize())
+	if err != nil {
+		return nil, err
+	}
+	state, err := s.log.OrdersState(ctx)
+	if err != nil {
+		return nil, err
+	}
+	snapshot, below := state.Durable, state.Durable+1
+	if token := request.GetPageToken(); token != "" {
+		if err := decodeToken(token, orderPageToken, state.LogID, &snapshot, &below); err != nil {
+			return nil, &invalidToken{reasonPageToken, "page_token", err.Error()}
+		}
+	}
+	page := page{size: pageSize}
+	for calls := 0; below != 0 && !page.full() && calls < maxListCalls; calls++ {
+		var records []*eventlog.OrderRecord
+		records, below, err = s.log.NewestOrders(ctx, snapshot, below, pageSize)
+		if err != nil {
+			return nil, err
+		}
+		for i, record := range records {
+			event, err := record.Event()
+			if err != nil {
+				return nil, err
+			}
+			if matchesOrder(request.GetFilter(), event.GetOrder()) {
+				page.add(event.GetOrder())
+			}
+			if page.full() {
+				if i < len(records)-1 {
+					below = record.Sequence
+				}
+				break
+			}
+		}
+	}
+	response := &ordergatev1.ListOrdersResponse{Orders: page.orders}
+	if below != 0 {
+		response.NextPageToken = encodeToken(orderPageToken, state.LogID, snapshot, below)
+	}
+	return response, nil
+}
+
+// page collects orders up to a number and a size.
+type page struct {
+	size   int
+	bytes  int
+	orders []*ordergatev1.Order
+}
+
+func (p *page) add(order *ordergatev1.Order) {
+	p.orders = append(p.orders, order)
+	p.bytes += proto.Size(order)
+}
+
+func (p *page) full() bool { return len(p.orders) >= p.size || p.bytes >= maxPageBytes }
+
+func (s *orderService) ListOrderEvents(ctx context.Context, request *ordergatev1.ListOrderEventsRequest) (*ordergatev1.ListOrderEventsResponse, error) {
+	if err := checkOrderID("order_id", request.GetOrderId()); err != nil {
+		return nil, err
+	}
+	pageSize, err := checkPageSize(request.GetPageSize())
+	if err != nil {
+		return nil, err
+	}
+	newest, err := s.log.DurableOrder(ctx, request.GetOrderId())
+	if err != nil {
+		return nil, err
+	}
+	state, err := s.log.OrdersState(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var after uint64
+	if token := request.GetPageToken(); token != "" {
+		if err := decodeToken(token, eventPageToken, state.LogID, &after); err != nil {
+			return nil, &invalidToken{reasonPageToken, "page_token", err.Error()}
+		}
+	}
+	records, err := s.log.OrderEvents(ctx, request.GetOrderId(), after, pageSize)
+	if err != nil {
+		return nil, err
+	}
+	response := &ordergatev1.ListOrderEventsResponse{}
+	for _, record := range records {
+		event, err := record.Event()
+		if err != nil {
+			return nil, err
+		}
+		response.Events = append(response.Events, event)
+		after = record.Sequence
+	}
+	if len(records) > 0 && after < newest.Sequence {
+		response.NextPageToken = encodeToken(eventPageToken, state.LogID, after)
+	}
+	return response, nil
+}
+
+func checkOrderID(field, id string) error {
+	switch {
+	case id == "":
+		return invalid(field, "is required: the id of an order, such as cs_test_a1")
+	case !eventlog.ValidOrderID(id):
+		return invalid(field, "%.40q is not the id of an order: letters, digits and _ only", id)
+	}
+	return nil
+}
+
+func checkPageSize(size int32) (int, error) {
+	switch {
+	case size < 0:
+		return 0, invalid("page_size", "is %d: want 1 to %d, or 0 for %d", size, maxPageSize, defaultPageSize)
+	case size == 0:
+		return defaultPageSize, nil
+	}
+	return min(int(size), maxPageSize), nil
+}

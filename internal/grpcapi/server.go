@@ -1,0 +1,147 @@
+// Package grpcapi serves the gRPC API: OrderService, health and reflection. It
+// is where errors of the inner packages become gRPC statuses, and where streams
+// are drained when the gateway stops.
+package grpcapi
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"runtime/debug"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/reflection"
+
+	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
+	"github.com/ordergate/ordergate/internal/eventlog"
+)
+
+const (
+	// maxRequestBytes bounds a request; every one of this API is small.
+	maxRequestBytes = 256 << 10
+	// maxStreams bounds the streams of one connection.
+	maxStreams = 1000
+	// healthInterval is how often the health service looks at the log.
+	healthInterval = time.Second
+)
+
+// Server is the gRPC server.
+type Server struct {
+	grpc   *grpc.Server
+	health *health.Server
+	log    *eventlog.Log
+
+	// draining ends when no new streams are wanted and open ones are to end.
+	draining context.Context
+	drain    context.CancelFunc
+}
+
+// New returns a server on a log.
+func New(log *eventlog.Log, logger *slog.Logger) *Server {
+	s := &Server{log: log, health: health.NewServer()}
+	s.draining, s.drain = context.WithCancel(context.Background())
+	mapping := errorMapper{logger}
+	s.grpc = grpc.NewServer(
+		grpc.MaxRecvMsgSize(maxRequestBytes),
+		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{
+			Time:                  30 * time.Second,
+			Timeout:               10 * time.Second,
+			MaxConnectionAge:      30 * time.Minute,
+			MaxConnectionAgeGrace: 5 * time.Minute,
+		}),
+		grpc.ChainUnaryInterceptor(mapping.unary),
+		grpc.ChainStreamInterceptor(mapping.stream),
+	)
+	ordergatev1.RegisterOrderServiceServer(s.grpc, &orderService{log: log, draining: s.draining})
+	healthv1.RegisterHealthServer(s.grpc, s.health)
+	reflection.Register(s.grpc)
+	s.reportHealth()
+	return s
+}
+
+// Serve accepts connections until the server is shut down. It may be called
+// for several listeners.
+func (s *Server) Serve(listener net.Listener) error { return s.grpc.Serve(listener) }
+
+// MonitorHealth keeps the health service in step with the log until ctx ends.
+func (s *Server) MonitorHealth(ctx context.Context) {
+	tick := time.NewTicker(healthInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			s.reportHealth()
+		}
+	}
+}
+
+func (s *Server) reportHealth() {
+	status := healthv1.HealthCheckResponse_SERVING
+	if s.log.Ready() != nil {
+		status = healthv1.HealthCheckResponse_NOT_SERVING
+	}
+	for _, service := range []string{"", ordergatev1.OrderService_ServiceDesc.ServiceName} {
+		s.health.SetServingStatus(service, status)
+	}
+}
+
+// Shutdown ends the server in order: health says NOT_SERVING, the open streams
+// end with UNAVAILABLE (SHUTTING_DOWN), calls are finished. What has not ended
+// when ctx does is cut off.
+func (s *Server) Shutdown(ctx context.Context) {
+	s.health.Shutdown()
+	s.drain()
+	stopped := make(chan struct{})
+	go func() {
+		s.grpc.GracefulStop()
+		close(stopped)
+	}()
+	select {
+	case <-stopped:
+	case <-ctx.Done():
+		s.grpc.Stop()
+		<-stopped
+	}
+}
+
+// errorMapper is the edge where errors become statuses, and panics errors.
+type errorMapper struct{ logger *slog.Logger }
+
+func (m errorMapper) unary(ctx context.Context, request any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (response any, err error) {
+	defer func() {
+		err = m.finish(ctx, info.FullMethod, err, recover())
+	}()
+	return handler(ctx, request)
+}
+
+func (m errorMapper) stream(service any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {
+	defer func() {
+		err = m.finish(stream.Context(), info.FullMethod, err, recover())
+	}()
+	return handler(service, stream)
+}
+
+func (m errorMapper) finish(ctx context.Context, method string, err error, panicked any) error {
+	if panicked != nil {
+		err = fmt.Errorf("panic: %v\n%s", panicked, debug.Stack())
+	}
+	if err == nil {
+		return nil
+	}
+	mapped := statusOf(err)
+	level := slog.LevelDebug
+	if reasonOf(mapped) == reasonInternal {
+		level = slog.LevelError
+	}
+	m.logger.Log(ctx, level, "rpc", "method", method, "code", mapped.Code().String(), "error", err)
+	return mapped.Err()
+}

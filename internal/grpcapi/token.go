@@ -1,0 +1,59 @@
+package grpcapi
+
+import (
+	"encoding/base64"
+	"encoding/binary"
+	"errors"
+	"hash/crc32"
+)
+
+// tokenKind is the first byte of a token: what it is for, and with that the
+// version of what follows.
+type tokenKind byte
+
+const (
+	resumeToken    tokenKind = 1 // the sequence of the last event
+	orderPageToken tokenKind = 2 // the snapshot, and the sequence below which to go on
+	eventPageToken tokenKind = 3 // the sequence of the last event
+)
+
+var (
+	errTokenMalformed = errors.New("it is not a token of this kind: pass on what the gateway sent, unchanged")
+	errTokenForeign   = errors.New("it is of another gateway's log, or of one that was deleted")
+)
+
+// encodeToken makes an opaque token that is bound to a log: the kind, numbers
+// as varints, the log's id, and a checksum of it all.
+func encodeToken(kind tokenKind, logID string, numbers ...uint64) string {
+	b := []byte{byte(kind)}
+	for _, n := range numbers {
+		b = binary.AppendUvarint(b, n)
+	}
+	b = append(b, logID...)
+	b = binary.BigEndian.AppendUint32(b, crc32.ChecksumIEEE(b))
+	return base64.RawURLEncoding.EncodeToString(b)
+}
+
+// decodeToken reads a token of a kind and a log into numbers.
+func decodeToken(token string, kind tokenKind, logID string, numbers ...*uint64) error {
+	b, err := base64.RawURLEncoding.Strict().DecodeString(token)
+	if err != nil || len(b) < 5 {
+		return errTokenMalformed
+	}
+	b, sum := b[:len(b)-4], binary.BigEndian.Uint32(b[len(b)-4:])
+	if crc32.ChecksumIEEE(b) != sum || tokenKind(b[0]) != kind {
+		return errTokenMalformed
+	}
+	b = b[1:]
+	for _, n := range numbers {
+		value, size := binary.Uvarint(b)
+		if size <= 0 {
+			return errTokenMalformed
+		}
+		*n, b = value, b[size:]
+	}
+	if string(b) != logID {
+		return errTokenForeign
+	}
+	return nil
+}

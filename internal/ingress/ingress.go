@@ -1,0 +1,237 @@
+// Package ingress takes Stripe's webhooks from the internet: one verified POST
+// becomes one durable append to the log, and only then a 200.
+//
+// It promises that nothing forged gets in, that a 200 means the event is on
+// disk, and that a refusal says no more to a forger than that it was refused;
+// the log line says the rest.
+package ingress
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"mime"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/ordergate/ordergate/internal/eventlog"
+	"github.com/ordergate/ordergate/internal/stripehook"
+)
+
+const (
+	// appendTimeout bounds how long an event may take to become durable.
+	// Checkout waits up to 10 s for the answer to checkout.session.completed
+	// (https://docs.stripe.com/checkout/fulfillment).
+	appendTimeout = 8 * time.Second
+	// retryAfter is what a sender is told while nothing can be stored, in
+	// seconds. Stripe has a schedule of its own; proxies and tests listen.
+	retryAfter = 5
+)
+
+// Inbox stores verified events; *eventlog.Log is one.
+type Inbox interface {
+	AppendInbox(ctx context.Context, event eventlog.RawEvent) (duplicate bool, err error)
+}
+
+// Config says what to accept.
+type Config struct {
+	// Path is the only path that is served, such as /api/webhook.
+	Path string
+	// Secrets are the signing secrets, one of which must match.
+	Secrets []stripehook.Secret
+	// MaxBodyBytes is the largest body, in bytes.
+	MaxBodyBytes int64
+	// Inbox stores what was accepted.
+	Inbox Inbox
+	// Logger gets a line for every request that the pipeline will not log.
+	Logger *slog.Logger
+	// Metrics is where the counters are registered.
+	Metrics prometheus.Registerer
+	// Now is the clock that signatures are compared with.
+	Now func() time.Time
+}
+
+type handler struct {
+	Config
+	requests *prometheus.CounterVec
+	matched  *prometheus.CounterVec
+}
+
+// New returns the handler of the ingress.
+func New(cfg Config) http.Handler {
+	h := &handler{
+		Config: cfg,
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "ordergate_ingress_requests_total",
+			Help: "Webhook requests by outcome.",
+		}, []string{"outcome"}),
+		matched: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "ordergate_ingress_signatures_total",
+			Help: "Verified webhook requests by the label of the secret that matched.",
+		}, []string{"secret"}),
+	}
+	cfg.Metrics.MustRegister(h.requests, h.matched)
+	// Shown from the start, so that a secret that matches nothing is seen.
+	for _, s := range cfg.Secrets {
+		h.matched.WithLabelValues(s.Label())
+	}
+	return h
+}
+
+// refusal is an answer other than 200.
+type refusal struct {
+	status  int
+	outcome string // of the metric
+	answer  string // what the sender is told
+	cause   error  // what the log is told
+	check   string // what the operator should look at
+}
+
+func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	outcome, refused := h.receive(w, r)
+	if refused == nil {
+		h.requests.WithLabelValues(outcome).Inc()
+		answer(w, http.StatusOK, map[string]any{"received": true})
+		return
+	}
+	h.requests.WithLabelValues(refused.outcome).Inc()
+	h.logRefusal(r, refused)
+	switch refused.status {
+	case http.StatusMethodNotAllowed:
+		w.Header().Set("Allow", http.MethodPost)
+	case http.StatusServiceUnavailable:
+		w.Header().Set("Retry-After", strconv.Itoa(retryAfter))
+	}
+	answer(w, refused.status, map[string]any{"error": refused.answer})
+}
+
+// receive verifies and stores the event of a request. What costs least to
+// refuse is refused first.
+func (h *handler) receive(w http.ResponseWriter, r *http.Request) (outcome string, _ *refusal) {
+	if refused := h.checkHead(r); refused != nil {
+		return "", refused
+	}
+	body, refused := h.readBody(w, r)
+	if refused != nil {
+		return "", refused
+	}
+	secret, err := stripehook.Verify(body, r.Header.Get("Stripe-Signature"), h.Secrets, h.Now(), stripehook.Tolerance)
+	if err != nil {
+		return "", h.signatureRefusal(err)
+	}
+	h.matched.WithLabelValues(secret.Label()).Inc()
+	event, err := stripehook.ReadEnvelope(body)
+	if err != nil {
+		return "", &refusal{http.StatusBadRequest, "unreadable", "the body is not a Stripe event", err,
+			"the body was signed with a configured secret but is no event: is another product's webhook signed with it?"}
+	}
+	return h.store(r.Context(), event, secret, body)
+}
+
+// store appends the event, and goes on when the sender hangs up meanwhile: what
+// is stored is stored.
+func (h *handler) store(ctx context.Context, event stripehook.Envelope, secret stripehook.Secret, body []byte) (outcome string, _ *refusal) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), appendTimeout)
+	defer cancel()
+	logger := h.Logger.With("type", event.Type, "event", event.ID, "livemode", event.Livemode, "secret", secret)
+	duplicate, err := h.Inbox.AppendInbox(ctx, eventlog.RawEvent{ID: event.ID, Body: body, SecretLabel: secret.Label()})
+	if err != nil {
+		return "", &refusal{http.StatusServiceUnavailable, "unavailable", "the event could not be stored; send it again", fmt.Errorf("event %s (%s): %w", event.ID, event.Type, err),
+			"the disk of the data directory: its space, its health, and the lines before this one; Stripe sends the event again"}
+	}
+	if duplicate {
+		logger.Info("event", "outcome", "DUPLICATE")
+		return "duplicate", nil
+	}
+	if event.Thin {
+		logger.Warn("event", "outcome", "THIN", "check", "thin events carry no order: at Stripe, create the event destination with the payload style Snapshot")
+		return "thin", nil
+	}
+	// The pipeline logs what becomes of the event, in one line.
+	logger.Debug("event", "outcome", "STORED", "object", event.ObjectID)
+	return "stored", nil
+}
+
+// checkHead refuses by what the request says about itself.
+func (h *handler) checkHead(r *http.Request) *refusal {
+	if r.URL.Path != h.Path {
+		return &refusal{http.StatusNotFound, "not_found", "not found", fmt.Errorf("no such path %.100q", r.URL.Path),
+			"the endpoint's URL at Stripe must end with " + h.Path}
+	}
+	if r.Method != http.MethodPost {
+		return &refusal{http.StatusMethodNotAllowed, "method", "use POST", fmt.Errorf("method %.20s", r.Method), "Stripe sends POST: something else calls this URL"}
+	}
+	mediaType, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	if err != nil || mediaType != "application/json" {
+		return &refusal{http.StatusUnsupportedMediaType, "media_type", "use Content-Type: application/json", fmt.Errorf("content type %.100q", r.Header.Get("Content-Type")),
+			"Stripe sends application/json: something else calls this URL, or a proxy changes the header"}
+	}
+	if encoding := r.Header.Get("Content-Encoding"); encoding != "" && encoding != "identity" {
+		return &refusal{http.StatusUnsupportedMediaType, "media_type", "send the body without Content-Encoding", fmt.Errorf("content encoding %.100q", encoding),
+			"a proxy compresses the body: it must be passed on as it is"}
+	}
+	if r.ContentLength > h.MaxBodyBytes {
+		return h.tooLarge(fmt.Errorf("a body of %d bytes", r.ContentLength))
+	}
+	if r.Header.Get("Stripe-Signature") == "" {
+		return h.signatureRefusal(stripehook.ErrUnsigned)
+	}
+	return nil
+}
+
+func (h *handler) readBody(w http.ResponseWriter, r *http.Request) ([]byte, *refusal) {
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, h.MaxBodyBytes))
+	var tooLarge *http.MaxBytesError
+	switch {
+	case errors.As(err, &tooLarge):
+		return nil, h.tooLarge(fmt.Errorf("a body of more than %d bytes", h.MaxBodyBytes))
+	case err != nil:
+		return nil, &refusal{http.StatusBadRequest, "incomplete", "the body could not be read", err, "the sender hung up or was too slow; Stripe sends the event again"}
+	}
+	return body, nil
+}
+
+func (h *handler) tooLarge(cause error) *refusal {
+	return &refusal{http.StatusRequestEntityTooLarge, "too_large", fmt.Sprintf("the body is larger than %d bytes", h.MaxBodyBytes), cause,
+		"if Stripe sends events of that size, raise --max-body-bytes"}
+}
+
+// signatureRefusal tells the log what is wrong with a signature. The sender is
+// told only whether there was one.
+func (h *handler) signatureRefusal(cause error) *refusal {
+	refused := &refusal{status: http.StatusBadRequest, answer: "the signature could not be verified", cause: cause}
+	switch {
+	case errors.Is(cause, stripehook.ErrUnsigned):
+		refused.answer = "the Stripe-Signature header is missing"
+		refused.outcome, refused.check = "unsigned", "it does not come from Stripe, or a proxy drops the Stripe-Signature header"
+	case errors.Is(cause, stripehook.ErrMalformed):
+		refused.outcome, refused.check = "malformed_signature", "it does not come from Stripe, or a proxy changes the Stripe-Signature header"
+	case errors.Is(cause, stripehook.ErrStale):
+		refused.outcome, refused.check = "stale", "the clock of this machine (ahead?), or somebody replays an old request"
+	case errors.Is(cause, stripehook.ErrFuture):
+		refused.outcome, refused.check = "future", "the clock of this machine (behind?)"
+	default:
+		refused.outcome, refused.check = "mismatch", "STRIPE_WEBHOOK_SECRET: each endpoint has its own, test and live mode differ, and `stripe listen` prints yet another; or a proxy alters the body"
+	}
+	return refused
+}
+
+func (h *handler) logRefusal(r *http.Request, refused *refusal) {
+	level := slog.LevelWarn
+	if refused.status >= 500 {
+		level = slog.LevelError
+	}
+	h.Logger.Log(r.Context(), level, "webhook refused", "status", refused.status, "reason", refused.outcome, "error", refused.cause, "check", refused.check, "remote", r.RemoteAddr)
+}
+
+func answer(w http.ResponseWriter, status int, body map[string]any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	json.NewEncoder(w).Encode(body) // the sender may be gone: there is nothing to do about it
+}

@@ -1,0 +1,32 @@
+package ingress
+
+import (
+	"log/slog"
+	"net/http"
+	"time"
+)
+
+const (
+	// maxHeaderBytes bounds a request's line and headers. Stripe sends less
+	// than 2 KiB.
+	maxHeaderBytes = 16 << 10
+	// readHeaderTimeout, readTimeout and idleTimeout bound how long a sender
+	// may take over the headers, over the whole request, and between two.
+	readHeaderTimeout = 5 * time.Second
+	readTimeout       = 10 * time.Second
+	idleTimeout       = 90 * time.Second
+)
+
+// Server returns an HTTP server with the bounds that a door to the internet
+// needs.
+func Server(handler http.Handler, logger *slog.Logger) *http.Server {
+	return &http.Server{
+		Handler:           handler,
+		ReadHeaderTimeout: readHeaderTimeout,
+		ReadTimeout:       readTimeout,
+		WriteTimeout:      readTimeout + appendTimeout + 5*time.Second,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeaderBytes,
+		ErrorLog:          slog.NewLogLogger(logger.Handler(), slog.LevelDebug),
+	}
+}

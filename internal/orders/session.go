@@ -1,0 +1,225 @@
+package orders
+
+import (
+	"fmt"
+	"regexp"
+	"slices"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
+)
+
+// The types of event about a Checkout Session.
+// https://docs.stripe.com/api/events/types#event_types-checkout.session.completed
+const (
+	sessionCompleted        = "checkout.session.completed"
+	sessionPaymentSucceeded = "checkout.session.async_payment_succeeded"
+	sessionPaymentFailed    = "checkout.session.async_payment_failed"
+	sessionExpired          = "checkout.session.expired"
+)
+
+// readSession reads a Checkout Session as it was when the event was made.
+// https://docs.stripe.com/api/checkout/sessions/object
+func (e *Event) readSession(session object) {
+	if session.text("object") != "checkout.session" {
+		session.fail(session.at("object"), "is not checkout.session")
+		return
+	}
+	id := session.text("id")
+	if !idShape.MatchString(id) {
+		session.fail(session.at("id"), "is not a Stripe id")
+		return
+	}
+	// A session in setup mode says that nothing was to be paid, just as a free
+	// order does: a mode that cannot be read must not ship. Without a mode it is
+	// a sale (sessions of old API versions have none).
+	switch mode := session.text("mode"); {
+	case mode == "setup":
+		return
+	case session.has("mode") && mode != "payment" && mode != "subscription":
+		session.fail(session.at("mode"), fmt.Sprintf("is %s: not a mode this version knows", shown(session, "mode")))
+		return
+	}
+	money, problem := sessionPayment(e.Type, session)
+	if problem != "" {
+		session.fail(session.at("payment_status"), problem)
+		return
+	}
+
+	details, hasDetails := session.object("customer_details")
+	o := &ordergatev1.Order{
+		Id:                id,
+		Source:            ordergatev1.OrderSource_ORDER_SOURCE_CHECKOUT_SESSION,
+		Livemode:          proto.Bool(e.Livemode),
+		Account:           e.Account,
+		Customer:          readCustomer(session, details, hasDetails),
+		ShippingRate:      readShippingRate(session),
+		Amounts:           readAmounts(session),
+		Currency:          readCurrency(session),
+		Discounts:         readDiscounts(session),
+		CustomFields:      readCustomFields(session),
+		ClientReferenceId: session.text("client_reference_id"),
+		Metadata:          session.texts("metadata"),
+		References: &ordergatev1.StripeReferences{
+			CheckoutSession: id,
+			PaymentIntent:   session.reference("payment_intent"),
+			Invoice:         session.reference("invoice"),
+			Subscription:    session.reference("subscription"),
+			PaymentLink:     session.reference("payment_link"),
+		},
+		CreateTime: session.time("created"),
+		ApiVersion: e.APIVersion,
+	}
+	o.Shipping, o.AddressState = readShipTo(session, details.text("phone"))
+	if money == paid && !e.Created.IsZero() {
+		o.PaidTime = timestamppb.New(e.Created)
+	}
+	if o.Amounts != nil && o.Currency == "" {
+		session.warn(session.path, "has amounts without a currency")
+	}
+	e.sale = &sale{payment: money, order: o}
+}
+
+// sessionPayment says how far the money got by an event of this type whose
+// session says this payment_status
+// (https://docs.stripe.com/checkout/fulfillment#create-fulfillment-function). A
+// status that is not known, or contradicts the type, is a problem and not a
+// guess: one guess would ship goods that are not paid, the other cancel goods
+// that are.
+func sessionPayment(eventType string, session object) (_ payment, problem string) {
+	status := session.text("payment_status")
+	settled := status == "paid" || status == "no_payment_required"
+	if !settled && status != "unpaid" {
+		return unknown, fmt.Sprintf("is %s: not a status this version knows", shown(session, "payment_status"))
+	}
+	switch {
+	case eventType == sessionCompleted && settled:
+		return paid, ""
+	case eventType == sessionCompleted:
+		return awaiting, ""
+	case eventType == sessionPaymentSucceeded && settled:
+		return paid, ""
+	case eventType == sessionPaymentFailed && status != "paid":
+		return failed, ""
+	case eventType == sessionExpired && status != "paid":
+		// A session where nothing is to be paid says so from the beginning:
+		// when it expires, it was given up all the same.
+		return expired, ""
+	}
+	return unknown, fmt.Sprintf("is %q, which contradicts %s", status, eventType)
+}
+
+// shown returns a value that may be shown: one of Stripe's constants.
+func shown(o object, key string) string {
+	if shapeOf(o.fields[key]) != "a string" {
+		return shapeOf(o.fields[key])
+	}
+	return fmt.Sprintf("%.40q", o.text(key))
+}
+
+func readCustomer(session, details object, hasDetails bool) *ordergatev1.Customer {
+	id, _ := session.expandable("customer")
+	if id == "" && !hasDetails {
+		return nil
+	}
+	c := &ordergatev1.Customer{
+		Id:    id,
+		Name:  details.text("name"),
+		Email: details.text("email"),
+		Phone: details.text("phone"),
+	}
+	address, problem := readAddress(details, "address")
+	switch {
+	case problem != "":
+		details.warn(details.path, problem)
+	case !proto.Equal(address, &ordergatev1.Address{}):
+		// Stripe sends an address of nulls when it has none.
+		c.Address = address
+	}
+	return c
+}
+
+func readShippingRate(session object) *ordergatev1.ShippingRate {
+	if cost, ok := session.object("shipping_cost"); ok {
+		id, rate := cost.expandable("shipping_rate")
+		return &ordergatev1.ShippingRate{
+			Id:          id,
+			Amount:      cost.amount("amount_total"),
+			DisplayName: rate.text("display_name"),
+		}
+	}
+	// Before 2022-08-01 there was only the rate.
+	if session.has("shipping_rate") {
+		id, rate := session.expandable("shipping_rate")
+		return &ordergatev1.ShippingRate{Id: id, DisplayName: rate.text("display_name")}
+	}
+	return nil
+}
+
+func readAmounts(session object) *ordergatev1.Amounts {
+	details, _ := session.object("total_details")
+	a := &ordergatev1.Amounts{
+		Subtotal: session.amount("amount_subtotal"),
+		Total:    session.amount("amount_total"),
+		Shipping: details.amount("amount_shipping"),
+		Tax:      details.amount("amount_tax"),
+		Discount: details.amount("amount_discount"),
+	}
+	if proto.Equal(a, &ordergatev1.Amounts{}) {
+		return nil
+	}
+	return a
+}
+
+var currencyShape = regexp.MustCompile(`^[a-z]{3}$`)
+
+// readCurrency fails where the currency cannot be read: an amount means nothing
+// without it.
+func readCurrency(session object) string {
+	if !session.has("currency") {
+		return ""
+	}
+	currency := session.text("currency")
+	if !currencyShape.MatchString(currency) {
+		session.fail(session.at("currency"), "is not a currency code of three lower-case letters")
+		return ""
+	}
+	return currency
+}
+
+func readDiscounts(session object) (discounts []*ordergatev1.Discount) {
+	for _, d := range session.objects("discounts") {
+		coupon, _ := d.expandable("coupon")
+		code, _ := d.expandable("promotion_code")
+		if coupon != "" || code != "" {
+			discounts = append(discounts, &ordergatev1.Discount{Coupon: coupon, PromotionCode: code})
+		}
+	}
+	return discounts
+}
+
+// constantShape is the shape of Stripe's own constants, which may be logged.
+var constantShape = regexp.MustCompile(`^[a-z_]{1,40}$`)
+
+// readCustomFields reads the answers to the shop's own questions. The answer is
+// the `value` of an object that is named like the field's type
+// (https://docs.stripe.com/payments/checkout/custom-fields).
+func readCustomFields(session object) (fields []*ordergatev1.CustomField) {
+	for _, f := range session.objects("custom_fields") {
+		label, _ := f.object("label")
+		kind := f.text("type")
+		if !constantShape.MatchString(kind) || !f.has(kind) && !slices.Contains([]string{"text", "numeric", "dropdown"}, kind) {
+			f.warn(f.path, "is of a type that this version does not know: the answer is not read")
+			kind = ""
+		}
+		answer, _ := f.object(kind)
+		fields = append(fields, &ordergatev1.CustomField{
+			Key:   f.text("key"),
+			Label: label.text("custom"),
+			Value: answer.text("value"),
+		})
+	}
+	return fields
+}

@@ -1,0 +1,159 @@
+package orders
+
+import (
+	"strings"
+
+	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
+)
+
+// place is one of the places of a session where the ship-to may be.
+type place struct {
+	// problem says why the place cannot be read. Empty when it can, and when
+	// there is nothing there.
+	problem     string
+	address     *ordergatev1.Address // nil when there is none, or a problem
+	name, phone string
+}
+
+// readShipTo reads where the goods go. Each API version that moved the ship-to
+// has its place; they are all looked at, the newest first, because what moved
+// once may be in two places for a while, and nothing says that the version an
+// event names is one that was known when this was written:
+//
+//	collected_information.shipping_details   from 2025-02-24.acacia on
+//	shipping_details                         2022-08-01 to 2025-02-24.acacia
+//	shipping                                 before 2022-08-01
+//
+// An address that is not found is NOT_COLLECTED only when nothing speaks for
+// one: not where we looked is not the same as not there.
+//
+// customerPhone is for the carrier when no place has a phone: since
+// 2025-03-31.basil none has.
+func readShipTo(session object, customerPhone string) (*ordergatev1.Shipping, ordergatev1.AddressState) {
+	var (
+		to       *ordergatev1.Shipping
+		problems []string
+		// The place that has the address may lack the name or the phone: then
+		// another may have it.
+		name, phone string
+	)
+	for _, p := range shipToPlaces(session) {
+		if p.problem != "" {
+			problems = append(problems, p.problem)
+		}
+		if to == nil && p.address != nil {
+			to = &ordergatev1.Shipping{Address: p.address}
+		}
+		name, phone = first(name, p.name), first(phone, p.phone)
+	}
+	if to != nil {
+		to.Name, to.Phone = name, first(phone, customerPhone)
+		for _, problem := range problems {
+			session.warn("the ship-to address was read, but not in each of its places:", problem)
+		}
+		return to, ordergatev1.AddressState_ADDRESS_STATE_PRESENT
+	}
+	if len(problems) == 0 {
+		sign := signOfShipping(session)
+		if sign == "" {
+			return nil, ordergatev1.AddressState_ADDRESS_STATE_NOT_COLLECTED
+		}
+		problems = []string{"it is in none of the known places, though there is a " + sign}
+	}
+	session.warn("the ship-to address is UNREADABLE:", strings.Join(problems, "; "))
+	return nil, ordergatev1.AddressState_ADDRESS_STATE_UNREADABLE
+}
+
+func first(a, b string) string {
+	if a != "" {
+		return a
+	}
+	return b
+}
+
+// shipToPlaces reads the places, the newest first.
+func shipToPlaces(session object) []place {
+	var newest place
+	switch shape := shapeOf(session.fields["collected_information"]); shape {
+	case "an object":
+		collected, _ := session.object("collected_information")
+		newest = readPlace(collected, "shipping_details")
+	case "absent", "null":
+	default:
+		newest.problem = session.at("collected_information") + " is " + shape
+	}
+	return []place{newest, readPlace(session, "shipping_details"), readPlace(session, "shipping")}
+}
+
+func readPlace(parent object, key string) (p place) {
+	if !parent.has(key) {
+		return place{}
+	}
+	if shape := shapeOf(parent.fields[key]); shape != "an object" {
+		return place{problem: parent.at(key) + " is " + shape}
+	}
+	shipping, _ := parent.object(key)
+	p.name, p.phone = shipping.text("name"), shipping.text("phone")
+	address, problem := readAddress(shipping, "address")
+	switch {
+	case problem != "":
+		p.problem = shipping.path + " " + problem
+	case blank(address.GetLine1(), address.GetCity(), address.GetPostalCode(), address.GetCountry()):
+		p.problem = shipping.path + " has no address"
+	default:
+		p.address = address
+	}
+	return p
+}
+
+func blank(texts ...string) bool {
+	return strings.TrimSpace(strings.Join(texts, "")) == ""
+}
+
+// readAddress reads an address; one that is not there is empty. An address with
+// a part that cannot be read is not read at all: half an address must never be
+// shipped to. problem then says what is wrong with it.
+func readAddress(parent object, key string) (_ *ordergatev1.Address, problem string) {
+	address := &ordergatev1.Address{}
+	raw := parent.fields[key]
+	if isNothing(raw) {
+		return address, ""
+	}
+	if shape := shapeOf(raw); shape != "an object" {
+		return nil, "has an address that is " + shape
+	}
+	fields, _ := parent.object(key)
+	for _, part := range []struct {
+		key  string
+		text *string
+	}{
+		{"line1", &address.Line1},
+		{"line2", &address.Line2},
+		{"city", &address.City},
+		{"state", &address.State},
+		{"postal_code", &address.PostalCode},
+		{"country", &address.Country},
+	} {
+		if shape := shapeOf(fields.fields[part.key]); fields.has(part.key) && shape != "a string" {
+			return nil, "has an address whose " + part.key + " is " + shape
+		}
+		*part.text = fields.text(part.key)
+	}
+	return address, ""
+}
+
+// signOfShipping names what in a session says that its buyer was asked for an
+// address. Empty when nothing does.
+func signOfShipping(session object) string {
+	for _, key := range []string{"shipping_address_collection", "shipping_cost", "shipping_rate"} {
+		if session.has(key) {
+			return key
+		}
+	}
+	// A list that is empty says nothing; one that is not a list might say all.
+	if raw := session.fields["shipping_options"]; !isNothing(raw) &&
+		(shapeOf(raw) != "an array" || len(session.objects("shipping_options")) > 0) {
+		return "shipping_options"
+	}
+	return ""
+}
