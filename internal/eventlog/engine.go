@@ -35,6 +35,8 @@ const (
 	requestTimeout = 10 * time.Second
 	// orderBytes is the room an order event may take beyond a raw event.
 	orderBytes = 1 << 20
+	// headerBytes is the room for a message's headers.
+	headerBytes = 16 << 10
 )
 
 // engine is one life of the embedded server, from opening to a failure or the
@@ -69,7 +71,7 @@ type engine struct {
 func openEngine(ctx context.Context, cfg Config) (_ *engine, err error) {
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
-	if err := cfg.sync(); err != nil {
+	if err := cfg.Sync(); err != nil {
 		return nil, fmt.Errorf("flush the data directory: %w", err)
 	}
 	if err := dropPageCache(cfg.Dir); err != nil {
@@ -77,7 +79,7 @@ func openEngine(ctx context.Context, cfg Config) (_ *engine, err error) {
 	}
 	e := &engine{logger: cfg.Logger, advanced: make(chan struct{})}
 	e.dead, e.fail = context.WithCancelCause(context.Background())
-	e.flusher = newFlusher(cfg.sync, e.newestWritten, e.advance)
+	e.flusher = newFlusher(cfg.Sync, e.newestWritten, e.advance)
 	defer func() {
 		if err != nil {
 			e.close()
@@ -111,7 +113,7 @@ func (e *engine) start(ctx context.Context, cfg Config) error {
 		// The disk is the limit; the engine's own would be a share of what was
 		// free at start.
 		JetStreamMaxStore: math.MaxInt64 / 2,
-		MaxPayload:        int32(cfg.MaxEventBytes + orderBytes),
+		MaxPayload:        int32(cfg.MaxEventBytes + orderBytes + headerBytes),
 		// A reader's burst must not get the connection dropped.
 		MaxPending:             256 << 20,
 		DisableJetStreamBanner: true,

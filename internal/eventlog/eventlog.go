@@ -62,8 +62,9 @@ type Config struct {
 	// Logger gets what the operator should know.
 	Logger *slog.Logger
 
-	// sync replaces the flush to disk in tests that must make it fail.
-	sync func() error
+	// Sync replaces the flush to disk, in tests that must make it fail. Nil is
+	// the real one.
+	Sync func() error
 }
 
 // Log is the open log. Its methods may be called from many goroutines.
@@ -110,8 +111,8 @@ func Open(ctx context.Context, cfg Config) (_ *Log, err error) {
 			dir.Close()
 		}
 	}()
-	if cfg.sync == nil {
-		cfg.sync = func() error { return syncFilesystem(dir) }
+	if cfg.Sync == nil {
+		cfg.Sync = func() error { return syncFilesystem(dir) }
 	}
 	e, err := openEngine(ctx, cfg)
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -182,7 +183,7 @@ func TestOneFlushCoversAllThatWait(t *testing.T) {
 	cfg := testConfig(t)
 	var flushes atomic.Int32
 	gate := make(chan struct{})
-	cfg.sync = func() error {
+	cfg.Sync = func() error {
 		if flushes.Add(1) == 3 { // two at opening, then the first append's
 			<-gate
 		}
@@ -235,7 +236,7 @@ func inboxCount(t *testing.T, l *Log) uint64 {
 func TestFailedFlushStopsAcknowledgingUntilReopened(t *testing.T) {
 	cfg := testConfig(t)
 	var broken atomic.Bool
-	cfg.sync = func() error {
+	cfg.Sync = func() error {
 		if broken.Load() {
 			return errors.New("input/output error")
 		}
@@ -275,7 +276,7 @@ func TestFailedFlushStopsAcknowledgingUntilReopened(t *testing.T) {
 func TestReadersOutliveReopening(t *testing.T) {
 	cfg := testConfig(t)
 	var broken atomic.Bool
-	cfg.sync = func() error {
+	cfg.Sync = func() error {
 		if broken.Load() {
 			return errors.New("input/output error")
 		}
@@ -324,7 +325,7 @@ func TestNothingIsShownBeforeAFlushCoversIt(t *testing.T) {
 	cfg := testConfig(t)
 	gate := make(chan struct{})
 	var closed, waiting atomic.Bool
-	cfg.sync = func() error {
+	cfg.Sync = func() error {
 		if closed.Load() {
 			waiting.Store(true)
 			<-gate
@@ -422,6 +423,21 @@ func TestOrdersCompareAndSet(t *testing.T) {
 		Time: record.Time, payload: record.payload}
 	if diff := cmp.Diff(want, record, cmp.AllowUnexported(OrderRecord{})); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// An order that can never be stored is no reason to try forever.
+func TestOrderThatIsTooLarge(t *testing.T) {
+	cfg := testConfig(t)
+	l := openLog(t, cfg)
+	event := orderEvent("cs_1", 1)
+	event.Order.Metadata = map[string]string{"k": strings.Repeat("x", cfg.MaxEventBytes+orderBytes)}
+	if _, err := l.AppendOrder(deadline(t), event, 0); err == nil || errors.Is(err, ErrUnavailable) {
+		t.Errorf("err = %v, want one that is not ErrUnavailable", err)
+	}
+	event.Order.Metadata["k"] = strings.Repeat("x", cfg.MaxEventBytes+orderBytes-1000)
+	if _, err := l.AppendOrder(deadline(t), event, 0); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -86,6 +86,9 @@ func (l *Log) AppendOrder(ctx context.Context, event *ordergatev1.OrderEvent, pr
 	if err != nil {
 		return 0, fmt.Errorf("encode the order event: %w", err)
 	}
+	if limit := l.cfg.MaxEventBytes + orderBytes; len(payload) > limit {
+		return 0, fmt.Errorf("the order event has %d bytes, at most %d can be stored", len(payload), limit)
+	}
 	e, err := l.current()
 	if err != nil {
 		return 0, err

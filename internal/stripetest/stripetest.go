@@ -2,7 +2,9 @@
 //
 // [Server] stands in for Stripe's API on a local port. It knows what the Stripe
 // CLI asks for, so that a test runs the real `stripe listen` and sends events
-// through it; what else of the API a test needs, it adds with [Server.Handle].
+// through it; what else of the API a test needs, it adds with [Server.Handle],
+// from [List], [Events] and [Error]. [NewMemoryServer] is the same server without
+// a network, for tests in virtual time. [StripeMock] is Stripe's own stand-in.
 // [NodeSign] signs a body with Stripe's Node client.
 //
 // The bash script .ci/install puts the CLI and the Node client in place. [Tool]
@@ -37,16 +39,21 @@ const (
 	// before it sends anything. The server accepts every key.
 	apiKey = "rk_test_stripetest"
 
-	// startTimeout bounds how long the CLI may take to open its websocket. It
-	// takes well below a second on an idle machine.
+	// startTimeout bounds how long a program may take until it can be used: the
+	// CLI to open its websocket, stripe-mock to listen. Both take well below a
+	// second on an idle machine.
 	startTimeout = 30 * time.Second
 )
 
-// Server is a small local stand-in for Stripe's API. Make one with [NewServer].
+// Server is a small local stand-in for Stripe's API. Make one with [NewServer] or
+// [NewMemoryServer].
 type Server struct {
 	// URL is the server's address in the only form that the CLI accepts for
 	// --api-base: "http://127.0.0.1:PORT".
 	URL string
+
+	// Transport reaches the server. It is nil where every HTTP client does.
+	Transport http.RoundTripper
 
 	// WebhookSecret is the signing secret that the CLI is told and that events
 	// are signed with: "whsec_…", another one for each server.
@@ -63,6 +70,19 @@ type Server struct {
 // NewServer starts a server that stops when the test is over.
 func NewServer(t testing.TB) *Server {
 	t.Helper()
+	s, closeSockets := newServer(t)
+	server := httptest.NewServer(s.mux)
+	s.URL = server.URL
+	t.Cleanup(func() {
+		closeSockets()
+		server.Close() // from here on there are no new websockets
+		s.sockets.Wait()
+	})
+	return s
+}
+
+// newServer makes a server that does not listen yet.
+func newServer(t testing.TB) (_ *Server, closeSockets func()) {
 	var secret [32]byte
 	rand.Read(secret[:]) // never fails
 	closed, closeSockets := context.WithCancel(context.Background())
@@ -78,15 +98,7 @@ func NewServer(t testing.TB) *Server {
 		t.Logf("stripetest: nothing handles %s %s: add it with Server.Handle", r.Method, r.URL.Path)
 		writeError(w, http.StatusNotFound, "not part of this stand-in: "+r.Method+" "+r.URL.Path)
 	})
-
-	server := httptest.NewServer(s.mux)
-	s.URL = server.URL
-	t.Cleanup(func() {
-		closeSockets()
-		server.Close() // from here on there are no new websockets
-		s.sockets.Wait()
-	})
-	return s
+	return s, closeSockets
 }
 
 // Handle adds an endpoint of Stripe's API, such as "GET /v1/events". Patterns

@@ -1,0 +1,123 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+
+	"golang.org/x/sync/errgroup"
+
+	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
+	"github.com/ordergate/ordergate/internal/config"
+	"github.com/ordergate/ordergate/internal/stripehook"
+	"github.com/ordergate/ordergate/internal/telemetry"
+)
+
+type devCommand struct {
+	config.Config `embed:""`
+}
+
+// Help is the longer text of `ordergate dev --help`.
+func (devCommand) Help() string {
+	return `Like serve, but with a signing secret of its own unless STRIPE_WEBHOOK_SECRET is set, and with a data directory that is removed at the end unless --data-dir is given. It prints lines to copy, and then each order as it passes.
+
+Example:
+  ordergate dev`
+}
+
+func (d *devCommand) Run(ctx context.Context, c console) error {
+	generated := d.StripeWebhookSecret == ""
+	if generated {
+		d.StripeWebhookSecret = "whsec_" + rand.Text() + rand.Text()
+	}
+	secrets, err := stripehook.ParseSecrets(d.StripeWebhookSecret)
+	if err := errors.Join(d.Check(), err); err != nil {
+		return err
+	}
+	temporary := d.DataDir == ""
+	if temporary {
+		dir, err := os.MkdirTemp("", "ordergate-dev-")
+		if err != nil {
+			return err
+		}
+		defer os.RemoveAll(dir)
+		d.DataDir = dir
+	}
+	// It is looked at by a person, also through a pipe.
+	format := d.Log.Format
+	if format == "auto" {
+		format = "text"
+	}
+	logger := telemetry.NewLogger(c.stderr, format, d.Log.Level)
+	g, err := newGateway(ctx, d.Config, secrets, logger)
+	if err != nil {
+		return err
+	}
+	fmt.Fprint(c.stdout, d.welcome(g, secrets[0], generated, temporary))
+
+	group, ending := errgroup.WithContext(ctx)
+	group.Go(func() error { return g.run(ending) })
+	group.Go(func() error {
+		printer := orderPrinter{out: c.stdout}
+		err := watch(ending, ordergatev1.NewOrderServiceClient(g.conn), &ordergatev1.WatchOrdersRequest{}, printer.print)
+		if ending.Err() != nil {
+			return nil
+		}
+		return err
+	})
+	return group.Wait()
+}
+
+// welcome is what a newcomer copies from.
+func (d *devCommand) welcome(g *gateway, secret stripehook.Secret, generated, temporary bool) string {
+	ingress := "localhost:" + port(g.ingressListener.Addr()) + d.WebhookPath
+	grpc := "localhost:" + port(g.grpcListener.Addr())
+	admin := "localhost:" + port(g.adminListener.Addr())
+	trigger := "STRIPE_WEBHOOK_SECRET=" + secret.Reveal() + " " + selfCommand() + " trigger"
+	if d.IngressAddr != ":3000" {
+		trigger += " --url http://" + ingress
+	}
+	data := d.DataDir
+	if temporary {
+		data += " (removed at the end; keep it with --data-dir DIR)"
+	}
+	var b strings.Builder
+	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
+	line("ordergate dev: everything runs on this machine. Ctrl-C ends it.")
+	line("")
+	line("  webhooks  http://%s", ingress)
+	line("  gRPC      %s", grpc)
+	line("  HTTP      http://%s/v1/orders", admin)
+	line("  data      %s", data)
+	line("")
+	line("Copy into another terminal:")
+	line("")
+	line("  # watch the stream, as a subscriber sees it")
+	line("  grpcurl -plaintext %s ordergate.v1.OrderService/WatchOrders", grpc)
+	line("")
+	line("  # send a sample order; no Stripe account needed")
+	line("  %s", trigger)
+	line("")
+	line("  # or forward the test events of your own Stripe account")
+	line("  stripe listen --forward-to %s --events checkout.session.completed,checkout.session.async_payment_succeeded,checkout.session.async_payment_failed,checkout.session.expired", ingress)
+	line("  stripe listen --forward-to %s     # Stripe CLI up to 1.50: every event", ingress)
+	if generated {
+		line("  # ... after starting this again with the secret that stripe listen prints: STRIPE_WEBHOOK_SECRET=whsec_...")
+	}
+	line("")
+	line("Orders as they pass:")
+	line("")
+	return b.String()
+}
+
+func port(addr net.Addr) string {
+	_, p, err := net.SplitHostPort(addr.String())
+	if err != nil {
+		return addr.String()
+	}
+	return p
+}

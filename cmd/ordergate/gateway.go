@@ -1,0 +1,188 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/test/bufconn"
+
+	"github.com/ordergate/ordergate/internal/adminhttp"
+	"github.com/ordergate/ordergate/internal/config"
+	"github.com/ordergate/ordergate/internal/eventlog"
+	"github.com/ordergate/ordergate/internal/grpcapi"
+	"github.com/ordergate/ordergate/internal/ingress"
+	"github.com/ordergate/ordergate/internal/pipeline"
+	"github.com/ordergate/ordergate/internal/stripehook"
+)
+
+// inProcessBuffer is the buffer of the connection between the admin listener
+// and the gRPC server, in bytes.
+const inProcessBuffer = 1 << 20
+
+// gateway is the composed program: every part, bound and open, not yet serving.
+type gateway struct {
+	cfg    config.Config
+	logger *slog.Logger
+
+	log      *eventlog.Log
+	pipeline *pipeline.Pipeline
+	grpc     *grpcapi.Server
+	conn     *grpc.ClientConn // to the own gRPC server
+	ingress  *http.Server
+	admin    *http.Server
+
+	ingressListener, grpcListener, adminListener net.Listener
+	inProcess                                    *bufconn.Listener
+}
+
+// newGateway binds every listener, opens the log and composes the parts. It
+// leaves nothing open when it fails.
+func newGateway(ctx context.Context, cfg config.Config, secrets []stripehook.Secret, logger *slog.Logger) (_ *gateway, err error) {
+	g := &gateway{cfg: cfg, logger: logger, inProcess: bufconn.Listen(inProcessBuffer)}
+	defer func() {
+		if err != nil {
+			g.close()
+		}
+	}()
+	g.log, err = eventlog.Open(ctx, eventlog.Config{
+		Dir:           cfg.DataDir,
+		InboxMaxAge:   cfg.InboxMaxAge,
+		OrdersMaxAge:  cfg.OrdersMaxAge,
+		MaxEventBytes: int(cfg.MaxBodyBytes),
+		Logger:        logger,
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := g.listen(ctx); err != nil {
+		return nil, err
+	}
+	metrics := prometheus.NewRegistry()
+	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	g.pipeline = pipeline.New(g.log, logger, metrics)
+	g.grpc = grpcapi.New(g.log, logger)
+	g.conn, err = grpc.NewClient("passthrough:in-process",
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return g.inProcess.DialContext(ctx) }),
+		grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return nil, err
+	}
+	g.ingress = ingress.Server(ingress.New(ingress.Config{
+		Path:         cfg.WebhookPath,
+		Secrets:      secrets,
+		MaxBodyBytes: cfg.MaxBodyBytes,
+		Inbox:        g.log,
+		Logger:       logger,
+		Metrics:      metrics,
+		Now:          time.Now,
+	}), logger)
+	admin, err := adminhttp.New(ctx, adminhttp.Config{Conn: g.conn, Ready: g.ready(ctx), Metrics: metrics})
+	if err != nil {
+		return nil, err
+	}
+	g.admin = adminhttp.Server(admin, logger)
+	return g, nil
+}
+
+// listen binds every door, and reports every one that is taken.
+func (g *gateway) listen(ctx context.Context) error {
+	var problems []error
+	bind := func(flag, addr string) net.Listener {
+		listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
+		if err != nil {
+			problems = append(problems, fmt.Errorf("%s: %w: stop what uses it, or choose another address with %s", flag, err, flag))
+		}
+		return listener
+	}
+	g.ingressListener = bind("--ingress-addr", g.cfg.IngressAddr)
+	g.grpcListener = bind("--grpc-addr", g.cfg.GRPCAddr)
+	g.adminListener = bind("--admin-addr", g.cfg.AdminAddr)
+	return errors.Join(problems...)
+}
+
+// ready reports whether the gateway can do its work; not while it stops.
+func (g *gateway) ready(ctx context.Context) func() error {
+	return func() error {
+		if ctx.Err() != nil {
+			return errors.New("the gateway is shutting down")
+		}
+		return g.log.Ready()
+	}
+}
+
+// run serves until ctx ends or a part fails, and then stops everything in
+// order.
+func (g *gateway) run(ctx context.Context) error {
+	converting, stopConverting := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopConverting()
+	group, ending := errgroup.WithContext(ctx)
+	group.Go(func() error { return serveHTTP(g.ingress, g.ingressListener) })
+	group.Go(func() error { return serveHTTP(g.admin, g.adminListener) })
+	group.Go(func() error { return g.grpc.Serve(g.grpcListener) })
+	group.Go(func() error { return g.grpc.Serve(g.inProcess) })
+	group.Go(func() error { g.grpc.MonitorHealth(ending); return nil })
+	group.Go(func() error {
+		if err := g.pipeline.Run(converting); converting.Err() == nil {
+			return err
+		}
+		return nil
+	})
+	group.Go(func() error {
+		<-ending.Done()
+		return g.shutdown(stopConverting)
+	})
+	g.logger.Info("ordergate is ready", "version", version(),
+		"ingress", g.ingressListener.Addr().String()+g.cfg.WebhookPath, "grpc", g.grpcListener.Addr().String(), "admin", g.adminListener.Addr().String(), "data", g.cfg.DataDir)
+	err := group.Wait()
+	err = errors.Join(err, g.close())
+	g.logger.Info("ordergate has stopped", "clean", err == nil)
+	return err
+}
+
+// shutdown ends the parts in the order in which they feed each other: nothing
+// new comes in, what was taken is answered, streams are told to come back,
+// conversion ends with the batch in hand. The log is closed last, by run.
+func (g *gateway) shutdown(stopConverting context.CancelFunc) error {
+	g.logger.Info("ordergate is stopping", "timeout", g.cfg.ShutdownTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), g.cfg.ShutdownTimeout)
+	defer cancel()
+	err := g.ingress.Shutdown(ctx)
+	g.grpc.Shutdown(ctx)
+	err = errors.Join(err, g.admin.Shutdown(ctx))
+	stopConverting()
+	return err
+}
+
+// close frees what is open, in any state of the gateway.
+func (g *gateway) close() error {
+	var problems []error
+	for _, listener := range []net.Listener{g.ingressListener, g.grpcListener, g.adminListener} {
+		if listener != nil {
+			listener.Close() // most are closed by their servers already
+		}
+	}
+	if g.conn != nil {
+		problems = append(problems, g.conn.Close())
+	}
+	if g.log != nil {
+		problems = append(problems, g.log.Close())
+	}
+	return errors.Join(problems...)
+}
+
+func serveHTTP(server *http.Server, listener net.Listener) error {
+	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}

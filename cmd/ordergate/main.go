@@ -1,0 +1,105 @@
+// Command ordergate is an order gateway: it takes Stripe's webhooks, keeps them,
+// and streams the orders in them to shipping over gRPC.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/alecthomas/kong"
+	"github.com/joho/godotenv"
+	"google.golang.org/grpc/grpclog"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	// A second signal ends the process at once.
+	context.AfterFunc(ctx, stop)
+	// grpc would write lines of its own beside the gateway's.
+	grpclog.SetLoggerV2(grpclog.NewLoggerV2(io.Discard, io.Discard, io.Discard))
+	if err := run(ctx, os.Args[1:], os.Stdout, os.Stderr); err != nil {
+		fmt.Fprintln(os.Stderr, "ordergate: "+strings.ReplaceAll(err.Error(), "\n", "\nordergate: "))
+		os.Exit(1)
+	}
+}
+
+// commands is the command line; its tags and the Help methods are the text of
+// --help.
+type commands struct {
+	Serve   serveCommand   `cmd:"" help:"Run the gateway."`
+	Dev     devCommand     `cmd:"" help:"Run the gateway on this machine, with nothing to set up, and print each order."`
+	Trigger triggerCommand `cmd:"" help:"Send a signed sample event to a running gateway."`
+	Watch   watchCommand   `cmd:"" help:"Print order events as they happen."`
+	Version versionCommand `cmd:"" help:"Print the version."`
+}
+
+const description = `ordergate takes Stripe's webhooks, stores each event durably before it answers, and streams what shipping needs to know about each order over gRPC.
+
+Try it without an account anywhere: run "ordergate dev" and copy the lines it prints.
+
+Every flag is also an environment variable; .env.local and .env in the working directory are read too, and the real environment wins.`
+
+// console is where a command reads and writes.
+type console struct {
+	stdout, stderr io.Writer
+}
+
+// run executes one command line and returns when it has ended.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	if err := loadEnvFiles(".env.local", ".env"); err != nil {
+		return err
+	}
+	var cli commands
+	helped := false
+	parser, err := kong.New(&cli,
+		kong.Name("ordergate"),
+		kong.Description(description),
+		kong.Writers(stdout, stderr),
+		kong.Exit(func(int) { helped = true }),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
+		kong.BindTo(ctx, (*context.Context)(nil)),
+		kong.Bind(console{stdout, stderr}),
+	)
+	if err != nil {
+		return err
+	}
+	if len(args) == 0 {
+		args = []string{"--help"}
+	}
+	parsed, err := parser.Parse(args)
+	if helped {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("%w\nrun ordergate --help to see what there is", err)
+	}
+	return parsed.Run()
+}
+
+// loadEnvFiles sets what the environment does not, from files that may be
+// missing; the first file wins.
+func loadEnvFiles(names ...string) error {
+	for _, name := range names {
+		if err := godotenv.Load(name); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("read %s: %w: write one NAME=value a line", name, err)
+		}
+	}
+	return nil
+}
+
+// selfCommand is how this program was started, for lines to copy.
+func selfCommand() string {
+	path, err := os.Executable()
+	if err != nil || strings.Contains(path, string(filepath.Separator)+"go-build") {
+		return "go run ./cmd/ordergate"
+	}
+	return "ordergate"
+}

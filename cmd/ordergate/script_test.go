@@ -1,0 +1,217 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"regexp"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
+	"github.com/ordergate/ordergate/internal/sample"
+	"github.com/ordergate/ordergate/internal/stripehook"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"ordergate": main})
+}
+
+// patience bounds everything that a script waits for.
+const patience = 30 * time.Second
+
+// TestScripts drives the real binary; testdata/*.txtar say how.
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata",
+		RequireExplicitExec: true,
+		Setup:               setupScript,
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"ready":         ready,
+			"eventually":    eventually,
+			"load-and-kill": loadAndKill,
+			"balance-books": balanceBooks,
+		},
+	})
+}
+
+type booksKey struct{}
+
+func setupScript(env *testscript.Env) error {
+	env.Values[booksKey{}] = &books{answered: map[string]bool{}, sent: map[string]bool{}}
+	for _, name := range []string{"ORDERGATE_INGRESS_ADDR", "ORDERGATE_GRPC_ADDR", "ORDERGATE_ADMIN_ADDR"} {
+		addr, err := freeAddr()
+		if err != nil {
+			return err
+		}
+		env.Setenv(name, addr)
+	}
+	env.Setenv("ORDERGATE_URL", "http://"+env.Getenv("ORDERGATE_INGRESS_ADDR")+"/api/webhook")
+	env.Setenv("STRIPE_WEBHOOK_SECRET", "whsec_1234567890123456789012345678901234")
+	env.Setenv("TMPDIR", env.WorkDir)
+	return nil
+}
+
+// freeAddr finds a port that was free a moment ago.
+func freeAddr() (string, error) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	defer listener.Close()
+	return listener.Addr().String(), nil
+}
+
+// poll tries until done or out of patience.
+func poll(ts *testscript.TestScript, what string, done func(context.Context) bool) {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for !done(ctx) {
+		select {
+		case <-ctx.Done():
+			ts.Fatalf("%s: not within %v", what, patience)
+		case <-tick.C:
+		}
+	}
+}
+
+// ready waits until the gateway of the script says that it is.
+func ready(ts *testscript.TestScript, neg bool, args []string) {
+	url := "http://" + ts.Getenv("ORDERGATE_ADMIN_ADDR") + "/readyz"
+	poll(ts, "ready", func(ctx context.Context) bool {
+		request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+		ts.Check(err)
+		response, err := http.DefaultClient.Do(request)
+		if err != nil {
+			return false
+		}
+		response.Body.Close()
+		return response.StatusCode == http.StatusOK
+	})
+}
+
+// eventually FILE REGEXP waits until a line of a growing file matches.
+func eventually(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) != 2 {
+		ts.Fatalf("usage: eventually FILE REGEXP")
+	}
+	re, err := regexp.Compile("(?m)" + args[1])
+	ts.Check(err)
+	var content []byte
+	defer func() { ts.Logf("%s:\n%s", args[0], content) }()
+	poll(ts, args[0]+" matches "+args[1], func(context.Context) bool {
+		content, _ = os.ReadFile(ts.MkAbs(args[0]))
+		return re.Match(content)
+	})
+}
+
+// books are what a script sent and what was answered, by order id.
+type books struct {
+	mu       sync.Mutex
+	sent     map[string]bool
+	answered map[string]bool
+}
+
+func (b *books) answeredSince(n int) int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.answered) - n
+}
+
+const (
+	loadSenders = 16
+	loadAnswers = 300 // after this many answers the gateway is killed
+)
+
+// loadAndKill NAME sends events from many senders to the background process
+// NAME, kills it (-9) in the middle, and notes what was answered 200.
+func loadAndKill(ts *testscript.TestScript, neg bool, args []string) {
+	b := ts.Value(booksKey{}).(*books)
+	secrets, err := stripehook.ParseSecrets(ts.Getenv("STRIPE_WEBHOOK_SECRET"))
+	ts.Check(err)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	before := len(b.answered)
+	var senders sync.WaitGroup
+	for range loadSenders {
+		senders.Go(func() { b.send(ctx, ts.Getenv("ORDERGATE_URL"), secrets[0]) })
+	}
+	poll(ts, "answers", func(context.Context) bool { return b.answeredSince(before) >= loadAnswers })
+	commands := ts.BackgroundCmds()
+	ts.Check(commands[len(commands)-1].Process.Kill())
+	senders.Wait()
+	ts.Logf("killed after %d answers", b.answeredSince(before))
+}
+
+// send posts one new order after the other until the gateway is gone.
+func (b *books) send(ctx context.Context, url string, secret stripehook.Secret) {
+	for ctx.Err() == nil {
+		story, err := sample.Story(sample.Completed, time.Now())
+		if err != nil {
+			panic(err)
+		}
+		event := story[0]
+		b.mu.Lock()
+		b.sent[event.OrderID] = true
+		b.mu.Unlock()
+		if err := post(ctx, url, secret, event.Body); err != nil {
+			return
+		}
+		b.mu.Lock()
+		b.answered[event.OrderID] = true
+		b.mu.Unlock()
+	}
+}
+
+// balanceBooks reads the whole stream and compares: every order that was
+// answered is in it, once, at revision 1, and no order that was never sent.
+func balanceBooks(ts *testscript.TestScript, neg bool, args []string) {
+	b := ts.Value(booksKey{}).(*books)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	conn, err := grpc.NewClient(ts.Getenv("ORDERGATE_GRPC_ADDR"), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	ts.Check(err)
+	defer conn.Close()
+	request := &ordergatev1.WatchOrdersRequest{Start: &ordergatev1.WatchOrdersRequest_FromBeginning{FromBeginning: true}}
+	missing := len(b.answered)
+	seen := map[string]int64{}
+	complete := errors.New("every answered order was seen")
+	err = watch(ctx, ordergatev1.NewOrderServiceClient(conn), request, func(r *ordergatev1.WatchOrdersResponse) error {
+		if order := r.GetEvent().GetOrder(); order != nil {
+			if order.GetRevision() != 1 || seen[order.GetId()] != 0 || !b.sent[order.GetId()] {
+				return fmt.Errorf("unexpected event %v", r.GetEvent())
+			}
+			seen[order.GetId()] = r.GetEvent().GetSequence()
+			if b.answered[order.GetId()] {
+				missing--
+			}
+		}
+		if missing == 0 && r.GetCaughtUp() == nil && r.GetEvent() != nil {
+			return complete
+		}
+		return nil
+	})
+	ts.Logf("sent %d, answered 200: %d, in ORDERS %d, answered and missing: %d", len(b.sent), len(b.answered), len(seen), missing)
+	if !errors.Is(err, complete) {
+		ts.Fatalf("the books do not balance: %d answered orders are missing: %v", missing, err)
+	}
+}
+
+// A smoke test of run itself, in this process.
+func TestRunVersion(t *testing.T) {
+	var out bytes.Buffer
+	if err := run(t.Context(), []string{"version"}, &out, &out); err != nil || !bytes.HasPrefix(out.Bytes(), []byte("ordergate ")) {
+		t.Errorf("%q, %v", &out, err)
+	}
+}

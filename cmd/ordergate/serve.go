@@ -1,0 +1,43 @@
+package main
+
+import (
+	"context"
+	"errors"
+
+	"github.com/ordergate/ordergate/internal/config"
+	"github.com/ordergate/ordergate/internal/stripehook"
+	"github.com/ordergate/ordergate/internal/telemetry"
+)
+
+// defaultDataDir is where serve keeps the log unless told otherwise.
+const defaultDataDir = "ordergate-data"
+
+type serveCommand struct {
+	config.Config `embed:""`
+}
+
+// Help is the longer text of `ordergate serve --help`.
+func (serveCommand) Help() string {
+	return `Three doors: the ingress for Stripe (:3000), gRPC for subscribers (127.0.0.1:50051), admin HTTP for operators (127.0.0.1:8080).
+
+At Stripe, create a webhook endpoint (payload style Snapshot) for checkout.session.completed, checkout.session.async_payment_succeeded, checkout.session.async_payment_failed and checkout.session.expired, with the URL https://YOUR-HOST/api/webhook, and put its signing secret into STRIPE_WEBHOOK_SECRET.
+
+Example:
+  STRIPE_WEBHOOK_SECRET=whsec_… ordergate serve --data-dir /var/lib/ordergate`
+}
+
+func (s *serveCommand) Run(ctx context.Context, c console) error {
+	secrets, err := stripehook.ParseSecrets(s.StripeWebhookSecret)
+	if err := errors.Join(s.Check(), err); err != nil {
+		return err
+	}
+	if s.DataDir == "" {
+		s.DataDir = defaultDataDir
+	}
+	logger := telemetry.NewLogger(c.stderr, s.Log.Format, s.Log.Level)
+	g, err := newGateway(ctx, s.Config, secrets, logger)
+	if err != nil {
+		return err
+	}
+	return g.run(ctx)
+}

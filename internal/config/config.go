@@ -1,0 +1,100 @@
+// Package config is the gateway's settings: one struct, each field of which is
+// a flag and an environment variable, checked as a whole before anything
+// starts.
+package config
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"time"
+)
+
+const (
+	minBodyBytes = 64 << 10
+	maxBodyBytes = 16 << 20
+	// Stripe lets an event be sent again for 30 days
+	// (https://docs.stripe.com/webhooks#retries): its id must be remembered
+	// for longer.
+	minInboxMaxAge     = 30 * 24 * time.Hour
+	minOrdersMaxAge    = 24 * time.Hour
+	maxShutdownTimeout = 10 * time.Minute
+)
+
+// Config are the settings of `ordergate serve` and `ordergate dev`. The tags
+// are read by github.com/alecthomas/kong.
+type Config struct {
+	IngressAddr  string `name:"ingress-addr" env:"ORDERGATE_INGRESS_ADDR" default:":3000" help:"Where Stripe's webhooks come in. The only door for the internet."`
+	WebhookPath  string `name:"webhook-path" env:"ORDERGATE_WEBHOOK_PATH" default:"/api/webhook" help:"The path of the webhook endpoint. Nothing else is served on that port."`
+	MaxBodyBytes int64  `name:"max-body-bytes" env:"ORDERGATE_MAX_BODY_BYTES" default:"1048576" help:"The largest event taken, in bytes: 65536 to 16777216."`
+
+	GRPCAddr  string `name:"grpc-addr" env:"ORDERGATE_GRPC_ADDR" default:"127.0.0.1:50051" help:"Where subscribers connect over gRPC."`
+	AdminAddr string `name:"admin-addr" env:"ORDERGATE_ADMIN_ADDR" default:"127.0.0.1:8080" help:"Where operators connect: REST under /v1/, /openapi.json, /healthz, /readyz, /metrics."`
+	Insecure  bool   `name:"insecure" env:"ORDERGATE_INSECURE" help:"Serve gRPC and admin HTTP on other than loopback addresses, although everybody who reaches them reads customers' names and addresses."`
+
+	DataDir      string        `name:"data-dir" env:"ORDERGATE_DATA_DIR" placeholder:"DIR" help:"Where events and orders are stored, by one process at a time (serve: ordergate-data; dev: a temporary directory)."`
+	InboxMaxAge  time.Duration `name:"inbox-max-age" env:"ORDERGATE_INBOX_MAX_AGE" default:"840h" help:"How long raw events are kept, and with them the memory of their ids: 720h (30 days) or more."`
+	OrdersMaxAge time.Duration `name:"orders-max-age" env:"ORDERGATE_ORDERS_MAX_AGE" default:"9600h" help:"How long order events are kept: 24h or more."`
+
+	StripeWebhookSecret string `name:"stripe-webhook-secret" env:"STRIPE_WEBHOOK_SECRET" placeholder:"whsec_…" help:"The endpoint's signing secret; several with commas, while one is rolled. Better in the environment or .env.local: a flag shows in the process list."`
+
+	ShutdownTimeout time.Duration `name:"shutdown-timeout" env:"ORDERGATE_SHUTDOWN_TIMEOUT" default:"10s" help:"How long a stop may take before open streams are cut off."`
+	Log             Log           `embed:""`
+}
+
+// Log are the settings of the log lines.
+type Log struct {
+	Format string `name:"log-format" env:"ORDERGATE_LOG_FORMAT" default:"auto" enum:"auto,text,json" help:"The form of log lines: text, json, or auto: text in a terminal, json elsewhere."`
+	Level  string `name:"log-level" env:"ORDERGATE_LOG_LEVEL" default:"info" enum:"debug,info,warn,error" help:"The least important log lines to write: debug, info, warn or error."`
+}
+
+// Check returns all that is wrong with the settings, each problem with its
+// mend, or nil. The webhook secrets are not looked at.
+func (c *Config) Check() error {
+	var problems []error
+	wrong := func(format string, args ...any) { problems = append(problems, fmt.Errorf(format, args...)) }
+
+	for _, door := range []struct {
+		flag, addr string
+		private    bool
+	}{
+		{"--ingress-addr", c.IngressAddr, false},
+		{"--grpc-addr", c.GRPCAddr, true},
+		{"--admin-addr", c.AdminAddr, true},
+	} {
+		host, port, err := net.SplitHostPort(door.addr)
+		switch {
+		case err != nil || port == "":
+			wrong("%s %q is not HOST:PORT: write for example 127.0.0.1:8080, or :3000 for every interface", door.flag, door.addr)
+		case door.private && !loopback(host) && !c.Insecure:
+			wrong("%s %q is reached from outside this machine, where everybody could read customers' names and addresses: use 127.0.0.1, or say --insecure if the network in between keeps others out", door.flag, door.addr)
+		}
+	}
+	if !strings.HasPrefix(c.WebhookPath, "/") || strings.ContainsAny(c.WebhookPath, "?# %") {
+		wrong("--webhook-path %q is not a path: write for example /api/webhook", c.WebhookPath)
+	}
+	if c.MaxBodyBytes < minBodyBytes || c.MaxBodyBytes > maxBodyBytes {
+		wrong("--max-body-bytes %d: want %d to %d", c.MaxBodyBytes, minBodyBytes, maxBodyBytes)
+	}
+	if c.InboxMaxAge < minInboxMaxAge {
+		wrong("--inbox-max-age %v: want %v or more, for as long Stripe may send an event again", c.InboxMaxAge, minInboxMaxAge)
+	}
+	if c.OrdersMaxAge < minOrdersMaxAge {
+		wrong("--orders-max-age %v: want %v or more", c.OrdersMaxAge, minOrdersMaxAge)
+	}
+	if c.ShutdownTimeout <= 0 || c.ShutdownTimeout > maxShutdownTimeout {
+		wrong("--shutdown-timeout %v: want more than 0 and at most %v", c.ShutdownTimeout, maxShutdownTimeout)
+	}
+	return errors.Join(problems...)
+}
+
+// loopback reports whether a listener on host is only reached from this
+// machine. An empty host is every interface.
+func loopback(host string) bool {
+	if host == "localhost" {
+		return true
+	}
+	ip := net.ParseIP(host)
+	return ip != nil && ip.IsLoopback()
+}

@@ -1,0 +1,65 @@
+package config
+
+import (
+	"strings"
+	"testing"
+	"time"
+)
+
+func valid() Config {
+	return Config{
+		IngressAddr: ":3000", WebhookPath: "/api/webhook", MaxBodyBytes: 1 << 20,
+		GRPCAddr: "127.0.0.1:50051", AdminAddr: "localhost:8080", DataDir: "data",
+		InboxMaxAge: 35 * 24 * time.Hour, OrdersMaxAge: 400 * 24 * time.Hour, ShutdownTimeout: 10 * time.Second,
+	}
+}
+
+func TestCheck(t *testing.T) {
+	good := valid()
+	if err := good.Check(); err != nil {
+		t.Fatal(err)
+	}
+	tests := []struct {
+		name  string
+		spoil func(*Config)
+		want  string // empty: valid
+	}{
+		{"ingress on one interface", func(c *Config) { c.IngressAddr = "192.0.2.1:3000" }, ""},
+		{"gRPC on IPv6 loopback", func(c *Config) { c.GRPCAddr = "[::1]:50051" }, ""},
+		{"gRPC on every interface", func(c *Config) { c.GRPCAddr = ":50051" }, "--grpc-addr"},
+		{"gRPC on 0.0.0.0", func(c *Config) { c.GRPCAddr = "0.0.0.0:50051" }, "--insecure"},
+		{"admin on a name", func(c *Config) { c.AdminAddr = "example.com:8080" }, "--admin-addr"},
+		{"told so in so many words", func(c *Config) { c.GRPCAddr, c.AdminAddr, c.Insecure = ":50051", ":8080", true }, ""},
+		{"no port", func(c *Config) { c.IngressAddr = "localhost" }, "--ingress-addr"},
+		{"path without slash", func(c *Config) { c.WebhookPath = "api" }, "--webhook-path"},
+		{"path with query", func(c *Config) { c.WebhookPath = "/api?x=1" }, "--webhook-path"},
+		{"body too small", func(c *Config) { c.MaxBodyBytes = 1 }, "--max-body-bytes"},
+		{"body too large", func(c *Config) { c.MaxBodyBytes = 1 << 30 }, "--max-body-bytes"},
+		{"inbox too short", func(c *Config) { c.InboxMaxAge = time.Hour }, "--inbox-max-age"},
+		{"orders too short", func(c *Config) { c.OrdersMaxAge = 0 }, "--orders-max-age"},
+		{"no time to stop", func(c *Config) { c.ShutdownTimeout = 0 }, "--shutdown-timeout"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			c := valid()
+			tt.spoil(&c)
+			err := c.Check()
+			if tt.want == "" && err != nil || tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)) {
+				t.Errorf("err = %v, want one with %q", err, tt.want)
+			}
+		})
+	}
+}
+
+// All problems are reported together.
+func TestCheckReportsEverything(t *testing.T) {
+	err := (&Config{}).Check()
+	if err == nil {
+		t.Fatal("no error for an empty configuration")
+	}
+	for _, flag := range []string{"--ingress-addr", "--grpc-addr", "--admin-addr", "--webhook-path", "--max-body-bytes", "--inbox-max-age", "--orders-max-age", "--shutdown-timeout"} {
+		if !strings.Contains(err.Error(), flag) {
+			t.Errorf("%s is missing in: %v", flag, err)
+		}
+	}
+}
