@@ -1,0 +1,53 @@
+package eventlog
+
+import (
+	"context"
+	"errors"
+	"testing"
+)
+
+// What is written while a flush runs is covered by the next one only: who asks
+// then waits for that, and the frontier stays behind it.
+func TestWriteDuringAFlushWaitsForTheNext(t *testing.T) {
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	var (
+		f        *flusher
+		written  uint64 = 1
+		flushes  int
+		during   *flushGroup
+		frontier []uint64
+	)
+	f = newFlusher(func() error {
+		if flushes++; flushes == 1 {
+			written = 2 // somebody writes, and asks for a flush
+			during = f.join()
+		} else {
+			stop()
+		}
+		return nil
+	}, func() uint64 { return written }, func(covered uint64) { frontier = append(frontier, covered) })
+	first := f.join()
+	if err := f.run(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if during == first {
+		t.Error("a flush was joined after it had begun")
+	}
+	if len(frontier) != 2 || frontier[0] != 1 || frontier[1] != 2 {
+		t.Errorf("frontier = %v, want [1 2]", frontier)
+	}
+}
+
+func TestFailedFlushMovesNothing(t *testing.T) {
+	broken := errors.New("input/output error")
+	f := newFlusher(func() error { return broken }, func() uint64 { return 1 }, func(uint64) { t.Error("the frontier moved") })
+	g := f.join()
+	if err := f.run(t.Context()); !errors.Is(err, broken) {
+		t.Errorf("run = %v", err)
+	}
+	<-g.done
+	if !errors.Is(g.err, broken) {
+		t.Errorf("the waiting append got %v", g.err)
+	}
+}
