@@ -5,17 +5,24 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
 )
 
-// Event is a Stripe event, as far as orders need it. It is immutable once
-// parsed.
+// Event is a Stripe event, as far as orders need it, or an object that was
+// looked up at Stripe (see [ParseLookup]). It is immutable once parsed.
+//
+// It is a sale when it can make an order ([Event.OrderID]), a follow-up when it
+// only says something about an order that exists, and neither when it is not
+// about an order ([Event.Ignored]).
 type Event struct {
-	// ID is the event's id (`evt_…`): letters, digits and `_` only.
+	// ID is the event's id (`evt_…`): letters, digits and `_` only. Empty for a
+	// lookup.
 	ID string
-	// Type is the event's type, such as `checkout.session.completed`.
+	// Type is the event's type, such as `checkout.session.completed`; for a
+	// lookup it is that of the object, such as `checkout.session`.
 	Type string
 	// APIVersion is the version that fixed the shape of the event's object.
 	// Empty when the event names none.
@@ -30,8 +37,13 @@ type Event struct {
 	// the event does not say. Nothing may be put in order by it.
 	Created time.Time
 
-	sale     *sale // nil when the event is not about an order
-	warnings []string
+	sale       *sale     // nil when it cannot make an order
+	followUp   *followUp // nil when it says nothing about another object's order
+	references []Reference
+	optional   bool
+	mustClaim  bool
+	lookup     bool
+	warnings   []string
 }
 
 // sale is what one snapshot of a Stripe object says about an order.
@@ -39,13 +51,60 @@ type sale struct {
 	// payment is how far the snapshot says the money got.
 	payment payment
 	// order holds what is read from the snapshot and nothing that is derived:
-	// no revision, status, directive or reasons, no line items.
+	// no revision, status, directive or reasons.
 	order *ordergatev1.Order
+	// items are the line items, where the snapshot has the whole list; nil
+	// otherwise.
+	items []*ordergatev1.LineItem
 }
 
-// OrderID is the id of the order that the event is about. It is empty when the
-// event is not about an order: its type is not one that the gateway uses, or it
-// is about a session that only saves a payment method (`mode: setup`).
+// followUp is what an event says about an order that another object made.
+type followUp struct {
+	// payment is how far the event says the money got; unknown when it does not
+	// speak of that.
+	payment payment
+	// facts holds the lists of facts (refunds, disputes, …) with what the event
+	// adds to them, and paid_time where payment is paid. Nil adds nothing.
+	facts *ordergatev1.Order
+}
+
+// Reference names a Stripe object that belongs to an order.
+type Reference struct {
+	Kind ReferenceKind
+	ID   string // letters, digits and `_` only
+}
+
+// ReferenceKind is the kind of a Stripe object that belongs to an order. The
+// values are Stripe's own names.
+type ReferenceKind string
+
+const (
+	PaymentIntent ReferenceKind = "payment_intent"
+	Invoice       ReferenceKind = "invoice"
+	Charge        ReferenceKind = "charge"
+	Subscription  ReferenceKind = "subscription"
+)
+
+// Sources says what makes orders beside Checkout Sessions. The zero value is:
+// nothing. See [DefaultSources].
+type Sources struct {
+	// PaymentIntents makes orders of PaymentIntents, for shops on Stripe
+	// Elements.
+	PaymentIntents bool
+	// Invoices are the billing reasons whose paid invoices are orders, such as
+	// `subscription_cycle`
+	// (https://docs.stripe.com/api/invoices/object#invoice_object-billing_reason).
+	Invoices []string
+}
+
+// DefaultSources makes orders of Checkout Sessions and of a subscription's
+// boxes: its first one, unless a Session claims it, and each later one.
+func DefaultSources() Sources {
+	return Sources{Invoices: []string{subscriptionCreate, "subscription_cycle"}}
+}
+
+// OrderID is the id of the order that the event makes, or is the sale of. It is
+// empty for a follow-up and for an event that is not about an order.
 func (e *Event) OrderID() string {
 	if e.sale == nil {
 		return ""
@@ -53,11 +112,48 @@ func (e *Event) OrderID() string {
 	return e.sale.order.GetId()
 }
 
+// Ignored reports whether the event is not about an order: its type is not one
+// that the gateway uses, its object belongs to no sale, or is not a source of
+// orders.
+func (e *Event) Ignored() bool { return e.sale == nil && e.followUp == nil }
+
+// References are the Stripe objects through which the event is tied to its
+// order, the best one first.
+//
+// Of a follow-up they say where to look for its order: the first that is known
+// tells. Of a sale they are what belongs to its order. In both cases all of them
+// point to that order once it is settled which one it is, and should be
+// recorded. They are empty for an event that is not about an order.
+func (e *Event) References() []Reference { return slices.Clone(e.references) }
+
+// MustClaim reports whether the same sale may be told by another object as
+// well, so that the order of this event may be that object's: a PaymentIntent's
+// Session or invoice, the Session that created the subscription of a first
+// invoice. Before anything is made of such a sale, the caller looks for an order
+// among the References, then asks Stripe for the other object, and at last
+// claims the References for OrderID. Where another order turns up, the event is
+// applied to that one, as a follow-up.
+func (e *Event) MustClaim() bool { return e.mustClaim }
+
+// Optional reports whether nothing is amiss when the order of a follow-up is not
+// found: most objects of its type belong to no order, such as the PaymentIntent
+// of an abandoned cart. Of any other follow-up the order should exist.
+func (e *Event) Optional() bool { return e.optional }
+
+// Lookup reports whether this was read from Stripe's API and is not an event.
+func (e *Event) Lookup() bool { return e.lookup }
+
+// Concerns reports whether the event is of the account and the mode that the
+// order is of. One that is not never touches the order.
+func (e *Event) Concerns(o *ordergatev1.Order) bool {
+	return e.Account == o.GetAccount() && e.Livemode == o.GetLivemode()
+}
+
 // Parse reads a snapshot event. An error means that its object is not what the
 // type of the event claims, or that something in it on which shipping depends
 // cannot be read; its text holds no personal data. The object of a type that
 // the gateway does not use is not looked at.
-func Parse(raw []byte) (*Event, error) {
+func Parse(raw []byte, sources Sources) (*Event, error) {
 	r := &report{event: "event"}
 	top := object{report: r}
 	if raw = bytes.TrimSpace(raw); shapeOf(raw) != "an object" || json.Unmarshal(raw, &top.fields) != nil {
@@ -77,8 +173,58 @@ func Parse(raw []byte) (*Event, error) {
 	e.Account = readAccount(top)
 	e.Livemode = agreed(top.boolean("livemode"), nil)
 	if r.err == nil {
-		e.readObject(top)
+		e.readObject(top, sources)
 	}
+	return e.done(r)
+}
+
+// Lookup says what is known of an object that was read from Stripe's API.
+type Lookup struct {
+	Account    string // the connected account it was read from; empty for the platform's own
+	Livemode   bool   // whether the API key is of live mode
+	APIVersion string // the API version it was asked for in
+}
+
+// ParseLookup reads a Checkout Session, an Invoice or a PaymentIntent that was
+// looked up, in order to rebuild an order whose sale event was not seen. The
+// order it makes is held until an operator releases it (RECOVERED); to an order
+// that exists it adds nothing. An object that is not the sale of an order (yet)
+// gives an event that is Ignored.
+func ParseLookup(raw []byte, from Lookup, sources Sources) (*Event, error) {
+	r := &report{event: fmt.Sprintf("lookup (API version %.40q)", from.APIVersion)}
+	top := object{report: r}
+	if raw = bytes.TrimSpace(raw); shapeOf(raw) != "an object" || json.Unmarshal(raw, &top.fields) != nil {
+		return nil, errors.New("what was looked up is not a JSON object")
+	}
+	e := &Event{
+		Type:       top.text("object"),
+		APIVersion: from.APIVersion,
+		Account:    from.Account,
+		Livemode:   agreed(&from.Livemode, top.boolean("livemode")),
+		lookup:     true,
+	}
+	r.event = fmt.Sprintf("lookup of %.80q (API version %.40q)", top.text("id"), from.APIVersion)
+	switch e.Type {
+	case "checkout.session":
+		e.readSession(top)
+	case "invoice":
+		e.readInvoice(top, sources)
+	case "payment_intent":
+		e.readPaymentIntent(top, sources)
+	default:
+		r.fail("object", "is not one that orders are made of")
+	}
+	if e.sale == nil {
+		// A lookup only makes orders; it has nothing to say about others.
+		e.followUp, e.references, e.optional = nil, nil, false
+	} else {
+		e.sale.order.Recovered = true
+	}
+	return e.done(r)
+}
+
+// done completes an event that was read.
+func (e *Event) done(r *report) (*Event, error) {
 	if r.err != nil {
 		return nil, r.err
 	}
@@ -88,17 +234,47 @@ func Parse(raw []byte) (*Event, error) {
 
 // readObject reads the object that the event is about, if its type is one that
 // is used. https://docs.stripe.com/api/events/types
-func (e *Event) readObject(top object) {
+func (e *Event) readObject(top object, sources Sources) {
+	var read func(object)
 	switch e.Type {
 	case sessionCompleted, sessionPaymentSucceeded, sessionPaymentFailed, sessionExpired:
-		data, _ := top.object("data")
-		session, ok := data.object("object")
-		if !ok {
-			top.fail("data.object", "is not an object")
-			return
+		read = e.readSession
+	case invoicePaid:
+		read = func(o object) { e.readInvoice(o, sources) }
+	case invoicePaymentPaid:
+		read = e.readInvoicePayment
+	case intentSucceeded, intentProcessing, intentCanceled:
+		read = func(o object) { e.readPaymentIntent(o, sources) }
+	case chargeRefunded:
+		read = e.readCharge
+	case refundCreated, refundUpdated, refundFailed, chargeRefundUpdated:
+		read = e.readRefundEvent
+	case disputeCreated, disputeUpdated, disputeClosed:
+		read = e.readDispute
+	case reviewOpened, reviewClosed:
+		read = e.readReview
+	case warningCreated, warningUpdated:
+		read = e.readFraudWarning
+	default:
+		return
+	}
+	data, _ := top.object("data")
+	about, ok := data.object("object")
+	if !ok {
+		top.fail("data.object", "is not an object")
+		return
+	}
+	e.Livemode = agreed(top.boolean("livemode"), about.boolean("livemode"))
+	read(about)
+}
+
+// belongsTo adds references, in the order they are given; empty ones are left
+// out.
+func (e *Event) belongsTo(kind ReferenceKind, ids ...string) {
+	for _, id := range ids {
+		if r := (Reference{kind, id}); id != "" && !slices.Contains(e.references, r) {
+			e.references = append(e.references, r)
 		}
-		e.Livemode = agreed(top.boolean("livemode"), session.boolean("livemode"))
-		e.readSession(session)
 	}
 }
 

@@ -34,7 +34,7 @@ func TestGolden(t *testing.T) {
 			e := parse(t, readFile(t, name))
 			// null is the golden of an event that makes no order.
 			got := []byte("null\n")
-			if c := Apply(nil, e, noKey); c != nil {
+			if c := applied(t, nil, e, noKey); c != nil {
 				got = stableJSON(t, c.Order)
 			}
 			golden := strings.TrimSuffix(name, ".json") + ".golden.json"

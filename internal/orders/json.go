@@ -1,6 +1,7 @@
 package orders
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"regexp"
@@ -156,6 +157,40 @@ func (o object) amount(key string) *int64 {
 	return &n
 }
 
+// sum reads an amount of money that must be there and is not negative.
+func (o object) sum(key string) int64 {
+	n := o.amount(key)
+	if n == nil || *n < 0 {
+		o.fail(o.at(key), "is not an amount")
+		return 0
+	}
+	return *n
+}
+
+// amountOf adds up the amounts of a list of objects. Nil when there is no list.
+func (o object) amountOf(key string) *int64 {
+	if !o.has(key) {
+		return nil
+	}
+	total := new(int64(0))
+	for _, entry := range o.objects(key) {
+		if total = plus(total, new(entry.sum("amount"))); total == nil {
+			o.fail(o.at(key), "is more than a number can hold")
+			return nil
+		}
+	}
+	return total
+}
+
+// number reads a whole number that nothing depends on.
+func (o object) number(key string) (n int64) {
+	if o.has(key) && json.Unmarshal(o.fields[key], &n) != nil {
+		o.warn(o.at(key), "is not a whole number")
+		return 0
+	}
+	return n
+}
+
 // maxTime is the last second that a protobuf Timestamp can hold.
 const maxTime = 253402300799 // 9999-12-31T23:59:59Z
 
@@ -198,18 +233,38 @@ func (o object) reference(key string) string {
 	return id
 }
 
-// objects reads a list of objects.
-func (o object) objects(key string) []object {
-	var raws []json.RawMessage
-	if shapeOf(o.fields[key]) != "an array" || json.Unmarshal(o.fields[key], &raws) != nil {
+// maxEntries bounds the lists and the key–value pairs that are read. Stripe's own
+// bounds are below it (50 pairs of metadata, 3 custom fields, 20 lines of an
+// event's invoice), so an event that exceeds it is not one of Stripe's: it fails,
+// before it costs more than a glance.
+const maxEntries = 100
+
+// list reads a list as it is.
+func (o object) list(key string) (raws []json.RawMessage) {
+	if shapeOf(o.fields[key]) != "an array" {
 		o.wrong(key)
 		return nil
 	}
-	var list []object
-	for i, raw := range raws {
-		child := object{report: o.report, path: fmt.Sprintf("%s[%d]", o.at(key), i)}
-		if shapeOf(raw) != "an object" || json.Unmarshal(raw, &child.fields) != nil {
-			child.warn(child.path, "is "+shapeOf(raw))
+	entries := json.NewDecoder(bytes.NewReader(o.fields[key]))
+	entries.Token() // the bracket
+	for entries.More() {
+		var raw json.RawMessage
+		if len(raws) == maxEntries || entries.Decode(&raw) != nil {
+			o.fail(o.at(key), fmt.Sprintf("has more than %d entries", maxEntries))
+			return nil
+		}
+		raws = append(raws, raw)
+	}
+	return raws
+}
+
+// objects reads a list of objects.
+func (o object) objects(key string) (list []object) {
+	for i, raw := range o.list(key) {
+		path := fmt.Sprintf("%s[%d]", o.at(key), i)
+		child, ok := o.element(path, raw)
+		if !ok {
+			o.warn(path, "is "+shapeOf(raw))
 			continue
 		}
 		list = append(list, child)
@@ -217,9 +272,20 @@ func (o object) objects(key string) []object {
 	return list
 }
 
+// element reads an object of a list. ok is false when it is not an object.
+func (o object) element(path string, raw json.RawMessage) (_ object, ok bool) {
+	child := object{report: o.report, path: path}
+	ok = shapeOf(raw) == "an object" && json.Unmarshal(raw, &child.fields) == nil
+	return child, ok
+}
+
 // texts reads key–value pairs that are all strings.
 func (o object) texts(key string) map[string]string {
 	pairs, _ := o.object(key)
+	if len(pairs.fields) > maxEntries {
+		o.fail(o.at(key), fmt.Sprintf("has more than %d entries", maxEntries))
+		return nil
+	}
 	wrong := 0
 	texts := make(map[string]string, len(pairs.fields))
 	for name, raw := range pairs.fields {

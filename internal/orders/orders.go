@@ -16,13 +16,25 @@
 //     other snapshot may add what the leading one lacks and takes nothing away.
 //     (What is filled in this way comes from whichever such snapshot was heard
 //     first. Stripe writes these fields once, so that they do not differ.)
-//   - Status, directive and all reasons are computed from that in one place
-//     (see facts). No event sets them.
+//   - What came after the sale (refunds, disputes, reviews, warnings) is kept in
+//     the order as sets of facts. Of one fact, the furthest state that was heard
+//     of counts (see join).
+//   - Status, refunded sum, directive and all reasons are computed from that in
+//     one place (see facts). No event sets them.
+//
+// An event that only follows up an order changes nothing while its order is not
+// known: it is to come again when it is.
+//
+// What an operator does ([Hold], [Release]) has its place in time: it is about
+// the order as it stands.
 //
 // What an incomplete order lacks is said in a field, never by being empty.
 package orders
 
 import (
+	"cmp"
+	"errors"
+	"fmt"
 	"slices"
 
 	"google.golang.org/protobuf/proto"
@@ -53,17 +65,65 @@ type Change struct {
 	// Warnings say, for the log, what of the event could not be read. They name
 	// the event, its API version and the field, and hold no personal data.
 	Warnings []string
+	// Note is why an operator held or released the order, for OrderEvent.note.
+	Note string
 }
 
+var (
+	// ErrMismatch means that an event is not of the account or the mode of the
+	// order it was to be applied to.
+	ErrMismatch = errors.New("the event is of another account or mode than the order")
+	// ErrTooMany means that an order has as many refunds, disputes, reviews,
+	// warnings or charges as it may have. Nothing is lost silently: the event
+	// is not applied.
+	ErrTooMany = fmt.Errorf("the order has %d of these already", maxFacts)
+)
+
+// maxFacts bounds each of an order's lists of facts, so that every order can be
+// sent whole.
+const maxFacts = 100
+
 // Apply says what an event does to its order. The result is nil when it changes
-// nothing: the event says what is known already, is about no order, or is of an
-// order that was erased.
+// nothing: the event says what is known already, is about no order, follows up
+// an order that is not there, or is of an order that was erased.
 //
-// current is the order with the id e.OrderID() as it stands, or nil when there
-// is none yet. The event changes no other order.
-func Apply(current *ordergatev1.Order, e *Event, items LineItems) *Change {
-	if e.sale == nil || current != nil && current.GetId() != e.OrderID() || erased(current) {
-		return nil
+// current is the order as it stands, or nil when there is none yet. A sale makes
+// and changes the order with the id e.OrderID(). A follow-up changes the order
+// that was found by e.References(), and so does a sale that turned out to be
+// another order's (see [Event.MustClaim]); a Session's is never another's.
+//
+// An error wraps ErrMismatch or ErrTooMany; the order stays as it is.
+func Apply(current *ordergatev1.Order, e *Event, items LineItems) (*Change, error) {
+	if e.Ignored() || erased(current) {
+		return nil, nil
+	}
+	if current != nil && !e.Concerns(current) {
+		return nil, fmt.Errorf("order %s: %w", current.GetId(), ErrMismatch)
+	}
+	var (
+		next  *ordergatev1.Order
+		known payment
+		err   error
+	)
+	switch {
+	case e.sale != nil && (current == nil || current.GetId() == e.OrderID()):
+		next, known = applySale(current, e, items)
+	case e.followUp != nil && current != nil:
+		next, known, err = applyFollowUp(current, e.followUp)
+		mergeLineItems(next, items)
+	}
+	if next == nil || err != nil {
+		return nil, err
+	}
+	return change(current, next, known, e.warnings), nil
+}
+
+// applySale returns the order after its sale, or nil when there is none.
+func applySale(current *ordergatev1.Order, e *Event, items LineItems) (*ordergatev1.Order, payment) {
+	// What was looked up rebuilds an order. One that is known already was not
+	// rebuilt, and needs no operator to look at it.
+	if e.lookup && current != nil {
+		return nil, unknown
 	}
 	// A session that was never completed is not an order, and most sessions
 	// that expire never were.
@@ -74,11 +134,80 @@ func Apply(current *ordergatev1.Order, e *Event, items LineItems) *Change {
 	// session expires and a completed one is no longer open
 	// (https://docs.stripe.com/api/checkout/sessions/object, `status`).
 	if e.sale.payment == expired && paymentOf(current) == unknown {
-		return nil
+		return nil, unknown
 	}
 	next, known := merge(current, e.sale)
 	mergeLineItems(next, items)
-	return change(current, next, known, e.warnings)
+	mergeOwnItems(next, current, e.sale)
+	return next, known
+}
+
+// applyFollowUp returns the order after an event that adds facts to it.
+func applyFollowUp(current *ordergatev1.Order, f *followUp) (*ordergatev1.Order, payment, error) {
+	next := proto.CloneOf(current)
+	errs := []error{
+		addFacts(&next.Refunds, f.facts.GetRefunds()),
+		addFacts(&next.Disputes, f.facts.GetDisputes()),
+		addFacts(&next.Reviews, f.facts.GetReviews()),
+		addFacts(&next.EarlyFraudWarnings, f.facts.GetEarlyFraudWarnings()),
+		addFacts(&next.Charges, f.facts.GetCharges()),
+	}
+	// The sale itself knows best when it was paid (see merge).
+	if saleOf(current) != paid {
+		next.PaidTime = proto.CloneOf(earlier(next.GetPaidTime(), f.facts.GetPaidTime()))
+	}
+	return next, max(paymentOf(current), f.payment), errors.Join(errs...)
+}
+
+// fact is something that came after the sale, with an id of its own.
+type fact interface {
+	proto.Message
+	GetId() string
+}
+
+// addFacts adds news to a set of facts, which is kept sorted by id.
+func addFacts[F fact](known *[]F, news []F) error {
+	for _, n := range news {
+		i, found := slices.BinarySearchFunc(*known, n, func(a, b F) int { return cmp.Compare(a.GetId(), b.GetId()) })
+		switch {
+		case found:
+			join((*known)[i].ProtoReflect(), n.ProtoReflect())
+		case len(*known) == maxFacts:
+			return fmt.Errorf("%s %s: %w", n.ProtoReflect().Descriptor().Name(), n.GetId(), ErrTooMany)
+		default:
+			*known = slices.Insert(*known, i, proto.CloneOf(n))
+		}
+	}
+	return nil
+}
+
+// join adds what src says of a fact to dst: of each field, the greater value.
+// That is commutative, and idempotent; a state goes forward because the numbers
+// of its enum are in the order in which a fact goes through them. The other
+// fields Stripe writes once.
+func join(dst, src protoreflect.Message) {
+	src.Range(func(field protoreflect.FieldDescriptor, value protoreflect.Value) bool {
+		if greater(field.Kind(), value, dst.Get(field)) {
+			dst.Set(field, value)
+		}
+		return true
+	})
+}
+
+// greater compares two values of a kind that the facts have.
+func greater(kind protoreflect.Kind, a, b protoreflect.Value) bool {
+	switch kind {
+	case protoreflect.EnumKind:
+		return a.Enum() > b.Enum()
+	case protoreflect.Int64Kind:
+		return a.Int() > b.Int()
+	case protoreflect.BoolKind:
+		return a.Bool() && !b.Bool()
+	case protoreflect.StringKind:
+		return a.String() > b.String()
+	default:
+		panic("orders: a fact has a field of a kind that cannot be compared: " + kind.String())
+	}
 }
 
 // SetLineItems gives an order its line items when they are read after the event
@@ -95,11 +224,7 @@ func SetLineItems(current *ordergatev1.Order, items LineItems) *Change {
 // change completes next, the order after a change, and compares it with the
 // order before.
 func change(current, next *ordergatev1.Order, money payment, warnings []string) *Change {
-	facts{
-		payment: money,
-		address: next.GetAddressState(),
-		items:   next.GetLineItemsState(),
-	}.decide(next)
+	factsOf(next, money).decide(next)
 	if proto.Equal(current, next) {
 		return nil
 	}
@@ -125,6 +250,10 @@ func merge(current *ordergatev1.Order, s *sale) (*ordergatev1.Order, payment) {
 	}
 	address := better(high.GetAddressState(), low.GetAddressState())
 	paidTime := earlier(high.GetPaidTime(), low.GetPaidTime())
+	if s.payment == paid && saleOf(current) != paid {
+		// Until now only a follow-up may have said so.
+		paidTime = high.GetPaidTime()
+	}
 	// The version is never filled in from another snapshot: leads needs the
 	// leading one's, even if it is empty.
 	version := high.GetApiVersion()
@@ -138,6 +267,7 @@ func merge(current *ordergatev1.Order, s *sale) (*ordergatev1.Order, payment) {
 	next := low
 	overlay(next.ProtoReflect(), high.ProtoReflect())
 	next.AddressState, next.PaidTime, next.ApiVersion = address, paidTime, version
+	next.SaleStatus = max(s.payment, saleOf(current)).status()
 	return next, max(s.payment, paymentOf(current))
 }
 
@@ -146,7 +276,7 @@ func merge(current *ordergatev1.Order, s *sale) (*ordergatev1.Order, payment) {
 // same of the money, the API version decides, in whichever order they come; two
 // of the same version are taken for copies of each other.
 func leads(s *sale, current *ordergatev1.Order) bool {
-	if known := paymentOf(current); s.payment != known {
+	if known := saleOf(current); s.payment != known {
 		return s.payment > known
 	}
 	return s.order.GetApiVersion() > current.GetApiVersion()
@@ -226,6 +356,9 @@ func mergeLineItems(o *ordergatev1.Order, items LineItems) {
 		complete    = ordergatev1.LineItemsState_LINE_ITEMS_STATE_COMPLETE
 	)
 	known, said := o.GetLineItemsState(), items.State
+	if o.GetSource() == ordergatev1.OrderSource_ORDER_SOURCE_PAYMENT_INTENT && said != complete {
+		said = unavailable // there is nothing at Stripe that could be waited for
+	}
 	switch {
 	case said == complete:
 		o.LineItemsState = complete
@@ -243,4 +376,31 @@ func mergeLineItems(o *ordergatev1.Order, items LineItems) {
 		// later would have it sent twice.
 		o.LineItemsState = pending
 	}
+}
+
+// mergeOwnItems gives an order the line items that its sale has with it, where
+// the caller has none. They know of their products the id only: a list that the
+// caller read says more, and so it is waited for where the caller means to read
+// one (PENDING).
+func mergeOwnItems(next, current *ordergatev1.Order, s *sale) {
+	if s.items == nil {
+		return
+	}
+	switch next.GetLineItemsState() {
+	case ordergatev1.LineItemsState_LINE_ITEMS_STATE_UNAVAILABLE:
+	case ordergatev1.LineItemsState_LINE_ITEMS_STATE_COMPLETE:
+		if !leads(s, current) || detailed(next.GetLineItems()) {
+			return
+		}
+	default:
+		return
+	}
+	mergeLineItems(next, LineItems{State: ordergatev1.LineItemsState_LINE_ITEMS_STATE_COMPLETE, Items: s.items})
+}
+
+// detailed reports whether a list of line items was read for its products.
+func detailed(items []*ordergatev1.LineItem) bool {
+	return slices.ContainsFunc(items, func(item *ordergatev1.LineItem) bool {
+		return item.GetProduct() != nil && !item.GetProduct().GetReferenceOnly()
+	})
 }

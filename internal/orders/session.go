@@ -6,7 +6,6 @@ import (
 	"slices"
 
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
 )
@@ -23,13 +22,8 @@ const (
 // readSession reads a Checkout Session as it was when the event was made.
 // https://docs.stripe.com/api/checkout/sessions/object
 func (e *Event) readSession(session object) {
-	if session.text("object") != "checkout.session" {
-		session.fail(session.at("object"), "is not checkout.session")
-		return
-	}
-	id := session.text("id")
-	if !idShape.MatchString(id) {
-		session.fail(session.at("id"), "is not a Stripe id")
+	id, ok := session.named("checkout.session")
+	if !ok {
 		return
 	}
 	// A session in setup mode says that nothing was to be paid, just as a free
@@ -42,10 +36,17 @@ func (e *Event) readSession(session object) {
 		session.fail(session.at("mode"), fmt.Sprintf("is %s: not a mode this version knows", shown(session, "mode")))
 		return
 	}
-	money, problem := sessionPayment(e.Type, session)
-	if problem != "" {
-		session.fail(session.at("payment_status"), problem)
-		return
+	var money payment
+	if e.lookup {
+		if money = lookedUpPayment(session); money == unknown {
+			return
+		}
+	} else {
+		var problem string
+		if money, problem = sessionPayment(e.Type, session); problem != "" {
+			session.fail(session.at("payment_status"), problem)
+			return
+		}
 	}
 
 	details, hasDetails := session.object("customer_details")
@@ -72,14 +73,41 @@ func (e *Event) readSession(session object) {
 		CreateTime: session.time("created"),
 		ApiVersion: e.APIVersion,
 	}
-	o.Shipping, o.AddressState = readShipTo(session, details.text("phone"))
-	if money == paid && !e.Created.IsZero() {
-		o.PaidTime = timestamppb.New(e.Created)
+	o.Shipping, o.AddressState = readShipTo(session, shipToPlaces(session), signOfShipping(session), details.text("phone"))
+	e.belongsTo(PaymentIntent, o.References.PaymentIntent)
+	e.belongsTo(Invoice, o.References.Invoice)
+	e.belongsTo(Subscription, o.References.Subscription)
+	e.sells(session, o, money)
+}
+
+// sells makes the event the sale of an order that was read from a snapshot.
+func (e *Event) sells(snapshot object, o *ordergatev1.Order, money payment) {
+	o.SaleStatus = money.status()
+	if money == paid {
+		o.PaidTime = e.createdTime()
 	}
 	if o.Amounts != nil && o.Currency == "" {
-		session.warn(session.path, "has amounts without a currency")
+		snapshot.warn(snapshot.path, "has amounts without a currency")
 	}
 	e.sale = &sale{payment: money, order: o}
+}
+
+// lookedUpPayment says how far the money got by a session that was looked up. One
+// that was not completed is not a sale.
+func lookedUpPayment(session object) payment {
+	switch session.text("payment_status") {
+	case "paid":
+		return paid
+	case "no_payment_required":
+		if session.text("status") == "complete" {
+			return paid
+		}
+	case "unpaid":
+		if session.text("status") == "complete" {
+			return awaiting
+		}
+	}
+	return unknown
 }
 
 // sessionPayment says how far the money got by an event of this type whose
@@ -130,15 +158,20 @@ func readCustomer(session, details object, hasDetails bool) *ordergatev1.Custome
 		Email: details.text("email"),
 		Phone: details.text("phone"),
 	}
-	address, problem := readAddress(details, "address")
-	switch {
-	case problem != "":
-		details.warn(details.path, problem)
-	case !proto.Equal(address, &ordergatev1.Address{}):
-		// Stripe sends an address of nulls when it has none.
-		c.Address = address
-	}
+	c.Address = readBillingAddress(details, "address")
 	return c
+}
+
+func readBillingAddress(parent object, key string) *ordergatev1.Address {
+	address, problem := readAddress(parent, key)
+	if problem != "" {
+		parent.warn(parent.path, problem)
+		return nil
+	}
+	if proto.Equal(address, &ordergatev1.Address{}) {
+		return nil // Stripe sends an address of nulls when it has none.
+	}
+	return address
 }
 
 func readShippingRate(session object) *ordergatev1.ShippingRate {
@@ -189,9 +222,17 @@ func readCurrency(session object) string {
 	return currency
 }
 
-func readDiscounts(session object) (discounts []*ordergatev1.Discount) {
-	for _, d := range session.objects("discounts") {
+func readDiscounts(session object) []*ordergatev1.Discount {
+	return discountsOf(session.objects("discounts"))
+}
+
+func discountsOf(list []object) (discounts []*ordergatev1.Discount) {
+	for _, d := range list {
 		coupon, _ := d.expandable("coupon")
+		if coupon == "" && d.has("source") { // an invoice's, since 2025-09-30.clover
+			source, _ := d.object("source")
+			coupon, _ = source.expandable("coupon")
+		}
 		code, _ := d.expandable("promotion_code")
 		if coupon != "" || code != "" {
 			discounts = append(discounts, &ordergatev1.Discount{Coupon: coupon, PromotionCode: code})

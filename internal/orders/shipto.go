@@ -6,7 +6,7 @@ import (
 	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
 )
 
-// place is one of the places of a session where the ship-to may be.
+// place is one of the places of a sale where the ship-to may be.
 type place struct {
 	// problem says why the place cannot be read. Empty when it can, and when
 	// there is nothing there.
@@ -15,21 +15,15 @@ type place struct {
 	name, phone string
 }
 
-// readShipTo reads where the goods go. Each API version that moved the ship-to
-// has its place; they are all looked at, the newest first, because what moved
-// once may be in two places for a while, and nothing says that the version an
-// event names is one that was known when this was written:
-//
-//	collected_information.shipping_details   from 2025-02-24.acacia on
-//	shipping_details                         2022-08-01 to 2025-02-24.acacia
-//	shipping                                 before 2022-08-01
+// readShipTo reads where the goods of a sale go from its places, the first that
+// has an address.
 //
 // An address that is not found is NOT_COLLECTED only when nothing speaks for
-// one: not where we looked is not the same as not there.
+// one: not where we looked is not the same as not there. sign is what does, if
+// anything.
 //
-// customerPhone is for the carrier when no place has a phone: since
-// 2025-03-31.basil none has.
-func readShipTo(session object, customerPhone string) (*ordergatev1.Shipping, ordergatev1.AddressState) {
+// customerPhone is for the carrier when no place has a phone.
+func readShipTo(from object, places []place, sign, customerPhone string) (*ordergatev1.Shipping, ordergatev1.AddressState) {
 	var (
 		to       *ordergatev1.Shipping
 		problems []string
@@ -37,7 +31,7 @@ func readShipTo(session object, customerPhone string) (*ordergatev1.Shipping, or
 		// another may have it.
 		name, phone string
 	)
-	for _, p := range shipToPlaces(session) {
+	for _, p := range places {
 		if p.problem != "" {
 			problems = append(problems, p.problem)
 		}
@@ -49,18 +43,17 @@ func readShipTo(session object, customerPhone string) (*ordergatev1.Shipping, or
 	if to != nil {
 		to.Name, to.Phone = name, first(phone, customerPhone)
 		for _, problem := range problems {
-			session.warn("the ship-to address was read, but not in each of its places:", problem)
+			from.warn("the ship-to address was read, but not in each of its places:", problem)
 		}
 		return to, ordergatev1.AddressState_ADDRESS_STATE_PRESENT
 	}
 	if len(problems) == 0 {
-		sign := signOfShipping(session)
 		if sign == "" {
 			return nil, ordergatev1.AddressState_ADDRESS_STATE_NOT_COLLECTED
 		}
 		problems = []string{"it is in none of the known places, though there is a " + sign}
 	}
-	session.warn("the ship-to address is UNREADABLE:", strings.Join(problems, "; "))
+	from.warn("the ship-to address is UNREADABLE:", strings.Join(problems, "; "))
 	return nil, ordergatev1.AddressState_ADDRESS_STATE_UNREADABLE
 }
 
@@ -71,7 +64,16 @@ func first(a, b string) string {
 	return b
 }
 
-// shipToPlaces reads the places, the newest first.
+// shipToPlaces reads the places of a session. Each API version that moved the
+// ship-to has its place; they are all looked at, the newest first, because what
+// moved once may be in two places for a while, and nothing says that the version
+// an event names is one that was known when this was written:
+//
+//	collected_information.shipping_details   from 2025-02-24.acacia on
+//	shipping_details                         2022-08-01 to 2025-02-24.acacia
+//	shipping                                 before 2022-08-01
+//
+// Since 2025-03-31.basil none of them has a phone.
 func shipToPlaces(session object) []place {
 	var newest place
 	switch shape := shapeOf(session.fields["collected_information"]); shape {
@@ -152,7 +154,7 @@ func signOfShipping(session object) string {
 	}
 	// A list that is empty says nothing; one that is not a list might say all.
 	if raw := session.fields["shipping_options"]; !isNothing(raw) &&
-		(shapeOf(raw) != "an array" || len(session.objects("shipping_options")) > 0) {
+		(shapeOf(raw) != "an array" || len(session.list("shipping_options")) > 0) {
 		return "shipping_options"
 	}
 	return ""

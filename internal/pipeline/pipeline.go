@@ -124,7 +124,7 @@ func (p *Pipeline) handle(ctx context.Context, batch []*eventlog.InboxMessage) {
 func (p *Pipeline) read(message *eventlog.InboxMessage) *result {
 	r := &result{message: message}
 	r.err = guard(func() (err error) {
-		r.event, err = orders.Parse(message.Body)
+		r.event, err = orders.Parse(message.Body, orders.Sources{})
 		return err
 	})
 	return r
@@ -165,7 +165,10 @@ func (p *Pipeline) apply(ctx context.Context, r *result) error {
 		if err != nil {
 			return err
 		}
-		r.change = orders.Apply(current, r.event, orders.LineItems{State: ordergatev1.LineItemsState_LINE_ITEMS_STATE_UNAVAILABLE})
+		r.change, err = orders.Apply(current, r.event, orders.LineItems{State: ordergatev1.LineItemsState_LINE_ITEMS_STATE_UNAVAILABLE})
+		if err != nil {
+			return err
+		}
 		if r.change == nil {
 			r.outcome = outcomeUnchanged
 			return nil

@@ -95,7 +95,7 @@ const (
 	OrderStatus_ORDER_STATUS_PAYMENT_FAILED OrderStatus = 3
 	// The session expired before it was paid.
 	OrderStatus_ORDER_STATUS_EXPIRED OrderStatus = 4
-	// Cancelled before it was paid.
+	// The payment was cancelled before the money arrived.
 	OrderStatus_ORDER_STATUS_CANCELED OrderStatus = 5
 	// Paid, and a part of the money was given back.
 	OrderStatus_ORDER_STATUS_PARTIALLY_REFUNDED OrderStatus = 6
@@ -286,6 +286,12 @@ const (
 	HoldReason_HOLD_REASON_RECOVERED HoldReason = 4
 	// Stripe sent an address in a shape that this version cannot read.
 	HoldReason_HOLD_REASON_ADDRESS_UNREADABLE HoldReason = 5
+	// An operator of the gateway holds the order; `operator_hold` says why.
+	HoldReason_HOLD_REASON_OPERATOR HoldReason = 6
+	// It cannot be told from the refunds whether the goods are still to be sent:
+	// a refund of the whole order failed or was cancelled, or one is in another
+	// currency than the order and nothing says whether it is the whole.
+	HoldReason_HOLD_REASON_REFUND_UNCLEAR HoldReason = 7
 )
 
 // Enum value maps for HoldReason.
@@ -297,6 +303,8 @@ var (
 		3: "HOLD_REASON_FRAUD_WARNING",
 		4: "HOLD_REASON_RECOVERED",
 		5: "HOLD_REASON_ADDRESS_UNREADABLE",
+		6: "HOLD_REASON_OPERATOR",
+		7: "HOLD_REASON_REFUND_UNCLEAR",
 	}
 	HoldReason_value = map[string]int32{
 		"HOLD_REASON_UNSPECIFIED":        0,
@@ -305,6 +313,8 @@ var (
 		"HOLD_REASON_FRAUD_WARNING":      3,
 		"HOLD_REASON_RECOVERED":          4,
 		"HOLD_REASON_ADDRESS_UNREADABLE": 5,
+		"HOLD_REASON_OPERATOR":           6,
+		"HOLD_REASON_REFUND_UNCLEAR":     7,
 	}
 )
 
@@ -472,7 +482,8 @@ const (
 	LineItemsState_LINE_ITEMS_STATE_COMPLETE LineItemsState = 1
 	// The list has not been read from Stripe yet; the directive is WAIT.
 	LineItemsState_LINE_ITEMS_STATE_PENDING LineItemsState = 2
-	// The list cannot be read: the gateway has no Stripe API key.
+	// The list cannot be read: the gateway has no Stripe API key, or the sale is a
+	// PaymentIntent, which has none.
 	LineItemsState_LINE_ITEMS_STATE_UNAVAILABLE LineItemsState = 3
 )
 
@@ -519,6 +530,211 @@ func (LineItemsState) EnumDescriptor() ([]byte, []int) {
 	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{7}
 }
 
+// RefundState is how far a refund got. A refund moves on in the order of the
+// numbers and never back: one that succeeded can still fail, when the buyer's
+// bank returns the money.
+type RefundState int32
+
+const (
+	// Not set; never sent.
+	RefundState_REFUND_STATE_UNSPECIFIED RefundState = 0
+	// Under way, or waiting for the buyer. It counts as given back.
+	RefundState_REFUND_STATE_PENDING RefundState = 1
+	// Done.
+	RefundState_REFUND_STATE_SUCCEEDED RefundState = 2
+	// Cancelled: the money stays with the shop.
+	RefundState_REFUND_STATE_CANCELED RefundState = 3
+	// Failed: the money came back to the shop.
+	RefundState_REFUND_STATE_FAILED RefundState = 4
+)
+
+// Enum value maps for RefundState.
+var (
+	RefundState_name = map[int32]string{
+		0: "REFUND_STATE_UNSPECIFIED",
+		1: "REFUND_STATE_PENDING",
+		2: "REFUND_STATE_SUCCEEDED",
+		3: "REFUND_STATE_CANCELED",
+		4: "REFUND_STATE_FAILED",
+	}
+	RefundState_value = map[string]int32{
+		"REFUND_STATE_UNSPECIFIED": 0,
+		"REFUND_STATE_PENDING":     1,
+		"REFUND_STATE_SUCCEEDED":   2,
+		"REFUND_STATE_CANCELED":    3,
+		"REFUND_STATE_FAILED":      4,
+	}
+)
+
+func (x RefundState) Enum() *RefundState {
+	p := new(RefundState)
+	*p = x
+	return p
+}
+
+func (x RefundState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (RefundState) Descriptor() protoreflect.EnumDescriptor {
+	return file_ordergate_v1_order_proto_enumTypes[8].Descriptor()
+}
+
+func (RefundState) Type() protoreflect.EnumType {
+	return &file_ordergate_v1_order_proto_enumTypes[8]
+}
+
+func (x RefundState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use RefundState.Descriptor instead.
+func (RefundState) EnumDescriptor() ([]byte, []int) {
+	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{8}
+}
+
+// DisputeState is where a dispute stands. A dispute moves on in the order of the
+// numbers and never back.
+type DisputeState int32
+
+const (
+	// Not set; never sent.
+	DisputeState_DISPUTE_STATE_UNSPECIFIED DisputeState = 0
+	// The bank inquires; no money has moved (Stripe: `warning_needs_response`,
+	// `warning_under_review`). The order is held.
+	DisputeState_DISPUTE_STATE_INQUIRY DisputeState = 1
+	// The inquiry came to nothing (Stripe: `warning_closed`).
+	DisputeState_DISPUTE_STATE_INQUIRY_CLOSED DisputeState = 2
+	// Open (Stripe: `needs_response`, `under_review`, and any status that this
+	// version does not know). The order is held.
+	DisputeState_DISPUTE_STATE_OPEN DisputeState = 3
+	// The shop won: the order is no longer held for it.
+	DisputeState_DISPUTE_STATE_WON DisputeState = 4
+	// It was ended by giving the money back (Stripe: `prevented`,
+	// `charge_refunded`). The order is held until the refund cancels it.
+	DisputeState_DISPUTE_STATE_PREVENTED DisputeState = 5
+	// The shop lost, also where it appeals (Stripe: `lost`, `appeal_…`). The order
+	// is cancelled.
+	DisputeState_DISPUTE_STATE_LOST DisputeState = 6
+)
+
+// Enum value maps for DisputeState.
+var (
+	DisputeState_name = map[int32]string{
+		0: "DISPUTE_STATE_UNSPECIFIED",
+		1: "DISPUTE_STATE_INQUIRY",
+		2: "DISPUTE_STATE_INQUIRY_CLOSED",
+		3: "DISPUTE_STATE_OPEN",
+		4: "DISPUTE_STATE_WON",
+		5: "DISPUTE_STATE_PREVENTED",
+		6: "DISPUTE_STATE_LOST",
+	}
+	DisputeState_value = map[string]int32{
+		"DISPUTE_STATE_UNSPECIFIED":    0,
+		"DISPUTE_STATE_INQUIRY":        1,
+		"DISPUTE_STATE_INQUIRY_CLOSED": 2,
+		"DISPUTE_STATE_OPEN":           3,
+		"DISPUTE_STATE_WON":            4,
+		"DISPUTE_STATE_PREVENTED":      5,
+		"DISPUTE_STATE_LOST":           6,
+	}
+)
+
+func (x DisputeState) Enum() *DisputeState {
+	p := new(DisputeState)
+	*p = x
+	return p
+}
+
+func (x DisputeState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (DisputeState) Descriptor() protoreflect.EnumDescriptor {
+	return file_ordergate_v1_order_proto_enumTypes[9].Descriptor()
+}
+
+func (DisputeState) Type() protoreflect.EnumType {
+	return &file_ordergate_v1_order_proto_enumTypes[9]
+}
+
+func (x DisputeState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use DisputeState.Descriptor instead.
+func (DisputeState) EnumDescriptor() ([]byte, []int) {
+	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{9}
+}
+
+// ReviewState is where a review stands. A review moves on in the order of the
+// numbers and never back.
+type ReviewState int32
+
+const (
+	// Not set; never sent.
+	ReviewState_REVIEW_STATE_UNSPECIFIED ReviewState = 0
+	// Open. The order is held.
+	ReviewState_REVIEW_STATE_OPEN ReviewState = 1
+	// Approved: the order is no longer held for it.
+	ReviewState_REVIEW_STATE_APPROVED ReviewState = 2
+	// Closed without approval: redacted, cancelled, never settled, or for a reason
+	// that this version does not know. The order is held.
+	ReviewState_REVIEW_STATE_CLOSED ReviewState = 3
+	// Closed because the payment is disputed. The order is held until the dispute
+	// is heard of, which then decides.
+	ReviewState_REVIEW_STATE_DISPUTED ReviewState = 4
+	// Closed by giving money back. The order is held; a full refund cancels it.
+	ReviewState_REVIEW_STATE_REFUNDED ReviewState = 5
+)
+
+// Enum value maps for ReviewState.
+var (
+	ReviewState_name = map[int32]string{
+		0: "REVIEW_STATE_UNSPECIFIED",
+		1: "REVIEW_STATE_OPEN",
+		2: "REVIEW_STATE_APPROVED",
+		3: "REVIEW_STATE_CLOSED",
+		4: "REVIEW_STATE_DISPUTED",
+		5: "REVIEW_STATE_REFUNDED",
+	}
+	ReviewState_value = map[string]int32{
+		"REVIEW_STATE_UNSPECIFIED": 0,
+		"REVIEW_STATE_OPEN":        1,
+		"REVIEW_STATE_APPROVED":    2,
+		"REVIEW_STATE_CLOSED":      3,
+		"REVIEW_STATE_DISPUTED":    4,
+		"REVIEW_STATE_REFUNDED":    5,
+	}
+)
+
+func (x ReviewState) Enum() *ReviewState {
+	p := new(ReviewState)
+	*p = x
+	return p
+}
+
+func (x ReviewState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ReviewState) Descriptor() protoreflect.EnumDescriptor {
+	return file_ordergate_v1_order_proto_enumTypes[10].Descriptor()
+}
+
+func (ReviewState) Type() protoreflect.EnumType {
+	return &file_ordergate_v1_order_proto_enumTypes[10]
+}
+
+func (x ReviewState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ReviewState.Descriptor instead.
+func (ReviewState) EnumDescriptor() ([]byte, []int) {
+	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{10}
+}
+
 // OrderEventKind is what happened to an order.
 type OrderEventKind int32
 
@@ -533,7 +749,7 @@ const (
 	OrderEventKind_ORDER_EVENT_KIND_PAYMENT_FAILED OrderEventKind = 3
 	// The session expired before it was paid.
 	OrderEventKind_ORDER_EVENT_KIND_EXPIRED OrderEventKind = 4
-	// The payment was cancelled.
+	// The payment was cancelled, or the money was lost in a dispute.
 	OrderEventKind_ORDER_EVENT_KIND_CANCELED OrderEventKind = 5
 	// Money was given back, in part or whole, or a refund failed.
 	OrderEventKind_ORDER_EVENT_KIND_REFUNDED OrderEventKind = 6
@@ -588,11 +804,11 @@ func (x OrderEventKind) String() string {
 }
 
 func (OrderEventKind) Descriptor() protoreflect.EnumDescriptor {
-	return file_ordergate_v1_order_proto_enumTypes[8].Descriptor()
+	return file_ordergate_v1_order_proto_enumTypes[11].Descriptor()
 }
 
 func (OrderEventKind) Type() protoreflect.EnumType {
-	return &file_ordergate_v1_order_proto_enumTypes[8]
+	return &file_ordergate_v1_order_proto_enumTypes[11]
 }
 
 func (x OrderEventKind) Number() protoreflect.EnumNumber {
@@ -601,7 +817,7 @@ func (x OrderEventKind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use OrderEventKind.Descriptor instead.
 func (OrderEventKind) EnumDescriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{8}
+	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{11}
 }
 
 // Order is everything the gateway knows about one sale. It is always sent
@@ -682,7 +898,32 @@ type Order struct {
 	PaidTime *timestamppb.Timestamp `protobuf:"bytes,25,opt,name=paid_time,json=paidTime,proto3" json:"paid_time,omitempty"`
 	// The Stripe API version of the event that the sale was read from
 	// (`2023-10-16`, `2025-09-30.clover`). Empty when the event named none.
-	ApiVersion    string `protobuf:"bytes,26,opt,name=api_version,json=apiVersion,proto3" json:"api_version,omitempty"`
+	ApiVersion string `protobuf:"bytes,26,opt,name=api_version,json=apiVersion,proto3" json:"api_version,omitempty"`
+	// Every refund of the sale that was heard of, sorted by id: the failed ones
+	// too. What they come to is in `amounts.refunded`. At most 100.
+	Refunds []*Refund `protobuf:"bytes,27,rep,name=refunds,proto3" json:"refunds,omitempty"`
+	// Every dispute over the sale that was heard of, sorted by id. At most 100.
+	Disputes []*Dispute `protobuf:"bytes,28,rep,name=disputes,proto3" json:"disputes,omitempty"`
+	// Every review of the payment that was heard of, sorted by id. At most 100.
+	Reviews []*Review `protobuf:"bytes,29,rep,name=reviews,proto3" json:"reviews,omitempty"`
+	// Every early fraud warning that was heard of, sorted by id. At most 100.
+	EarlyFraudWarnings []*EarlyFraudWarning `protobuf:"bytes,30,rep,name=early_fraud_warnings,json=earlyFraudWarnings,proto3" json:"early_fraud_warnings,omitempty"`
+	// The charges of which an event told a refunded sum, sorted by id. At most
+	// 100.
+	Charges []*Charge `protobuf:"bytes,31,rep,name=charges,proto3" json:"charges,omitempty"`
+	// True when the order was rebuilt from a lookup at Stripe and not from its
+	// sale event. It is held (HOLD_REASON_RECOVERED) until an operator releases
+	// it, and this stays true.
+	Recovered bool `protobuf:"varint,32,opt,name=recovered,proto3" json:"recovered,omitempty"`
+	// Set exactly while an operator holds the order.
+	OperatorHold *OperatorHold `protobuf:"bytes,33,opt,name=operator_hold,json=operatorHold,proto3" json:"operator_hold,omitempty"`
+	// The causes from which operators have released the order: these do not hold
+	// it again. Sorted by reason and cause.
+	HoldReleases []*HoldRelease `protobuf:"bytes,34,rep,name=hold_releases,json=holdReleases,proto3" json:"hold_releases,omitempty"`
+	// How far the money had got in the snapshot of the sale that the details
+	// above were read from: AWAITING_PAYMENT, PAYMENT_FAILED, EXPIRED or PAID.
+	// `status` is what all that was heard comes to.
+	SaleStatus    OrderStatus `protobuf:"varint,35,opt,name=sale_status,json=saleStatus,proto3,enum=ordergate.v1.OrderStatus" json:"sale_status,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -899,8 +1140,72 @@ func (x *Order) GetApiVersion() string {
 	return ""
 }
 
+func (x *Order) GetRefunds() []*Refund {
+	if x != nil {
+		return x.Refunds
+	}
+	return nil
+}
+
+func (x *Order) GetDisputes() []*Dispute {
+	if x != nil {
+		return x.Disputes
+	}
+	return nil
+}
+
+func (x *Order) GetReviews() []*Review {
+	if x != nil {
+		return x.Reviews
+	}
+	return nil
+}
+
+func (x *Order) GetEarlyFraudWarnings() []*EarlyFraudWarning {
+	if x != nil {
+		return x.EarlyFraudWarnings
+	}
+	return nil
+}
+
+func (x *Order) GetCharges() []*Charge {
+	if x != nil {
+		return x.Charges
+	}
+	return nil
+}
+
+func (x *Order) GetRecovered() bool {
+	if x != nil {
+		return x.Recovered
+	}
+	return false
+}
+
+func (x *Order) GetOperatorHold() *OperatorHold {
+	if x != nil {
+		return x.OperatorHold
+	}
+	return nil
+}
+
+func (x *Order) GetHoldReleases() []*HoldRelease {
+	if x != nil {
+		return x.HoldReleases
+	}
+	return nil
+}
+
+func (x *Order) GetSaleStatus() OrderStatus {
+	if x != nil {
+		return x.SaleStatus
+	}
+	return OrderStatus_ORDER_STATUS_UNSPECIFIED
+}
+
 // Customer is who bought. Each field is empty when Stripe sent none (Stripe:
-// Session `customer_details`).
+// Session `customer_details`, Invoice `customer_…`, PaymentIntent
+// `receipt_email`).
 type Customer struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The Stripe Customer id (`cus_…`). Empty for a guest.
@@ -1210,19 +1515,36 @@ func (x *ShippingRate) GetDisplayName() string {
 // and each unset when Stripe did not say.
 type Amounts struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Of all items, before discounts and taxes (Stripe: `amount_subtotal`).
+	// Of all items, before discounts and taxes (Stripe: `amount_subtotal`;
+	// Invoice `subtotal`).
 	Subtotal *int64 `protobuf:"varint,1,opt,name=subtotal,proto3,oneof" json:"subtotal,omitempty"`
-	// What the buyer pays, after discounts and taxes (Stripe: `amount_total`).
+	// What the buyer pays, after discounts and taxes (Stripe: `amount_total`;
+	// Invoice `total`; PaymentIntent `amount_received`, and `amount` until the
+	// money has arrived).
 	Total *int64 `protobuf:"varint,2,opt,name=total,proto3,oneof" json:"total,omitempty"`
-	// Of shipping (Stripe: `total_details.amount_shipping`).
+	// Of shipping (Stripe: `total_details.amount_shipping`; Invoice
+	// `amount_shipping`).
 	Shipping *int64 `protobuf:"varint,3,opt,name=shipping,proto3,oneof" json:"shipping,omitempty"`
-	// Of all taxes (Stripe: `total_details.amount_tax`).
+	// Of all taxes (Stripe: `total_details.amount_tax`; Invoice `tax`, later
+	// `total_taxes`).
 	Tax *int64 `protobuf:"varint,4,opt,name=tax,proto3,oneof" json:"tax,omitempty"`
 	// Of all discounts, as a positive number (Stripe:
-	// `total_details.amount_discount`).
+	// `total_details.amount_discount`; Invoice `total_discount_amounts`).
 	Discount *int64 `protobuf:"varint,5,opt,name=discount,proto3,oneof" json:"discount,omitempty"`
-	// Given back to the buyer so far. Unset until something was.
-	Refunded      *int64 `protobuf:"varint,6,opt,name=refunded,proto3,oneof" json:"refunded,omitempty"`
+	// Given back to the buyer so far, refunds that are under way included and
+	// failed ones not. Unset while nothing was. It is the sum over the charges of
+	// the greater of
+	//
+	//   - the largest refunded sum the charge ever told, less its refunds that
+	//     failed or were cancelled since, and
+	//   - the sum of its refunds that did not,
+	//
+	// so that neither the order nor the repetition of events matters. What was
+	// refunded in another currency than the order's is not in it: see `refunds`.
+	Refunded *int64 `protobuf:"varint,6,opt,name=refunded,proto3,oneof" json:"refunded,omitempty"`
+	// What the buyer paid at last, where Stripe tells it apart from the total: a
+	// customer's credit may have paid a part (Stripe: Invoice `amount_paid`).
+	Paid          *int64 `protobuf:"varint,7,opt,name=paid,proto3,oneof" json:"paid,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1295,6 +1617,13 @@ func (x *Amounts) GetDiscount() int64 {
 func (x *Amounts) GetRefunded() int64 {
 	if x != nil && x.Refunded != nil {
 		return *x.Refunded
+	}
+	return 0
+}
+
+func (x *Amounts) GetPaid() int64 {
+	if x != nil && x.Paid != nil {
+		return *x.Paid
 	}
 	return 0
 }
@@ -1654,7 +1983,10 @@ type Product struct {
 	// Addresses of pictures of the product.
 	Images []string `protobuf:"bytes,6,rep,name=images,proto3" json:"images,omitempty"`
 	// The Stripe TaxCode id (`txcd_…`). Empty when there is none.
-	TaxCode       string `protobuf:"bytes,7,opt,name=tax_code,json=taxCode,proto3" json:"tax_code,omitempty"`
+	TaxCode string `protobuf:"bytes,7,opt,name=tax_code,json=taxCode,proto3" json:"tax_code,omitempty"`
+	// True when nothing but `id` is known of the product: it was read from an
+	// invoice, which names it only, and the gateway has no Stripe API key.
+	ReferenceOnly bool `protobuf:"varint,8,opt,name=reference_only,json=referenceOnly,proto3" json:"reference_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1738,6 +2070,13 @@ func (x *Product) GetTaxCode() string {
 	return ""
 }
 
+func (x *Product) GetReferenceOnly() bool {
+	if x != nil {
+		return x.ReferenceOnly
+	}
+	return false
+}
+
 // PackageDimensions are a product's size and weight for shipping.
 type PackageDimensions struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1811,6 +2150,497 @@ func (x *PackageDimensions) GetWeight() float64 {
 	return 0
 }
 
+// Refund is money on its way back to the buyer.
+// https://docs.stripe.com/api/refunds/object
+type Refund struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The Stripe Refund id (`re_…`, `pyr_…`).
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// How much, in minor units of `currency`.
+	Amount int64 `protobuf:"varint,2,opt,name=amount,proto3" json:"amount,omitempty"`
+	// The three-letter code in lower case of the currency `amount` is in. Empty
+	// when Stripe sent none; it is then the order's.
+	Currency string `protobuf:"bytes,3,opt,name=currency,proto3" json:"currency,omitempty"`
+	// How far the refund got.
+	State RefundState `protobuf:"varint,4,opt,name=state,proto3,enum=ordergate.v1.RefundState" json:"state,omitempty"`
+	// Why, in Stripe's word: `duplicate`, `fraudulent`, `requested_by_customer`
+	// or `expired_uncaptured_charge`. Empty when the shop gave no reason.
+	Reason string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	// The Charge that is refunded (`ch_…`, `py_…`). Empty when Stripe sent none.
+	Charge        string `protobuf:"bytes,6,opt,name=charge,proto3" json:"charge,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Refund) Reset() {
+	*x = Refund{}
+	mi := &file_ordergate_v1_order_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Refund) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Refund) ProtoMessage() {}
+
+func (x *Refund) ProtoReflect() protoreflect.Message {
+	mi := &file_ordergate_v1_order_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Refund.ProtoReflect.Descriptor instead.
+func (*Refund) Descriptor() ([]byte, []int) {
+	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Refund) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Refund) GetAmount() int64 {
+	if x != nil {
+		return x.Amount
+	}
+	return 0
+}
+
+func (x *Refund) GetCurrency() string {
+	if x != nil {
+		return x.Currency
+	}
+	return ""
+}
+
+func (x *Refund) GetState() RefundState {
+	if x != nil {
+		return x.State
+	}
+	return RefundState_REFUND_STATE_UNSPECIFIED
+}
+
+func (x *Refund) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Refund) GetCharge() string {
+	if x != nil {
+		return x.Charge
+	}
+	return ""
+}
+
+// Dispute is a buyer's dispute over the charge with their bank.
+// https://docs.stripe.com/api/disputes/object
+type Dispute struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The Stripe Dispute id (`dp_…`, `du_…`).
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// How much is disputed, in minor units of `currency`.
+	Amount int64 `protobuf:"varint,2,opt,name=amount,proto3" json:"amount,omitempty"`
+	// The three-letter code in lower case of the currency `amount` is in. Empty
+	// when Stripe sent none.
+	Currency string `protobuf:"bytes,3,opt,name=currency,proto3" json:"currency,omitempty"`
+	// Where the dispute stands.
+	State DisputeState `protobuf:"varint,4,opt,name=state,proto3,enum=ordergate.v1.DisputeState" json:"state,omitempty"`
+	// What the buyer claims, in Stripe's word, such as `fraudulent` or
+	// `product_not_received`. Empty when Stripe sent none.
+	Reason        string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Dispute) Reset() {
+	*x = Dispute{}
+	mi := &file_ordergate_v1_order_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Dispute) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Dispute) ProtoMessage() {}
+
+func (x *Dispute) ProtoReflect() protoreflect.Message {
+	mi := &file_ordergate_v1_order_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Dispute.ProtoReflect.Descriptor instead.
+func (*Dispute) Descriptor() ([]byte, []int) {
+	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Dispute) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Dispute) GetAmount() int64 {
+	if x != nil {
+		return x.Amount
+	}
+	return 0
+}
+
+func (x *Dispute) GetCurrency() string {
+	if x != nil {
+		return x.Currency
+	}
+	return ""
+}
+
+func (x *Dispute) GetState() DisputeState {
+	if x != nil {
+		return x.State
+	}
+	return DisputeState_DISPUTE_STATE_UNSPECIFIED
+}
+
+func (x *Dispute) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// Review is a payment that someone at the shop is to look at.
+// https://docs.stripe.com/api/radar/reviews/object
+type Review struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The Stripe Review id (`prv_…`).
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Where the review stands.
+	State ReviewState `protobuf:"varint,2,opt,name=state,proto3,enum=ordergate.v1.ReviewState" json:"state,omitempty"`
+	// Why it was closed, in Stripe's word, such as `approved`. Empty while it is
+	// open.
+	ClosedReason  string `protobuf:"bytes,3,opt,name=closed_reason,json=closedReason,proto3" json:"closed_reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Review) Reset() {
+	*x = Review{}
+	mi := &file_ordergate_v1_order_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Review) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Review) ProtoMessage() {}
+
+func (x *Review) ProtoReflect() protoreflect.Message {
+	mi := &file_ordergate_v1_order_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Review.ProtoReflect.Descriptor instead.
+func (*Review) Descriptor() ([]byte, []int) {
+	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Review) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Review) GetState() ReviewState {
+	if x != nil {
+		return x.State
+	}
+	return ReviewState_REVIEW_STATE_UNSPECIFIED
+}
+
+func (x *Review) GetClosedReason() string {
+	if x != nil {
+		return x.ClosedReason
+	}
+	return ""
+}
+
+// EarlyFraudWarning is a card issuer's warning that the payment may be
+// fraudulent. The order is held until an operator releases it.
+// https://docs.stripe.com/api/radar/early_fraud_warnings/object
+type EarlyFraudWarning struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The Stripe EarlyFraudWarning id (`issfr_…`).
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// What the issuer says, in Stripe's word, such as `made_with_stolen_card`.
+	// Empty when Stripe sent none.
+	FraudType string `protobuf:"bytes,2,opt,name=fraud_type,json=fraudType,proto3" json:"fraud_type,omitempty"`
+	// True once Stripe says that nothing is left to do about it: the payment was
+	// disputed or refunded in full (Stripe: `actionable` is false).
+	Settled       bool `protobuf:"varint,3,opt,name=settled,proto3" json:"settled,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EarlyFraudWarning) Reset() {
+	*x = EarlyFraudWarning{}
+	mi := &file_ordergate_v1_order_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EarlyFraudWarning) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EarlyFraudWarning) ProtoMessage() {}
+
+func (x *EarlyFraudWarning) ProtoReflect() protoreflect.Message {
+	mi := &file_ordergate_v1_order_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EarlyFraudWarning.ProtoReflect.Descriptor instead.
+func (*EarlyFraudWarning) Descriptor() ([]byte, []int) {
+	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *EarlyFraudWarning) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *EarlyFraudWarning) GetFraudType() string {
+	if x != nil {
+		return x.FraudType
+	}
+	return ""
+}
+
+func (x *EarlyFraudWarning) GetSettled() bool {
+	if x != nil {
+		return x.Settled
+	}
+	return false
+}
+
+// Charge is what a charge tells about its refunds.
+// https://docs.stripe.com/api/charges/object
+type Charge struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The Stripe Charge id (`ch_…`, `py_…`).
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// The charge itself, in minor units of `currency`.
+	Amount int64 `protobuf:"varint,2,opt,name=amount,proto3" json:"amount,omitempty"`
+	// The three-letter code in lower case of the currency. Empty when Stripe sent
+	// none; it is then the order's.
+	Currency string `protobuf:"bytes,3,opt,name=currency,proto3" json:"currency,omitempty"`
+	// The largest refunded sum that the charge ever told (Stripe:
+	// `amount_refunded`). Refunds that failed since are still in it.
+	AmountRefunded int64 `protobuf:"varint,4,opt,name=amount_refunded,json=amountRefunded,proto3" json:"amount_refunded,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *Charge) Reset() {
+	*x = Charge{}
+	mi := &file_ordergate_v1_order_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Charge) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Charge) ProtoMessage() {}
+
+func (x *Charge) ProtoReflect() protoreflect.Message {
+	mi := &file_ordergate_v1_order_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Charge.ProtoReflect.Descriptor instead.
+func (*Charge) Descriptor() ([]byte, []int) {
+	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *Charge) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Charge) GetAmount() int64 {
+	if x != nil {
+		return x.Amount
+	}
+	return 0
+}
+
+func (x *Charge) GetCurrency() string {
+	if x != nil {
+		return x.Currency
+	}
+	return ""
+}
+
+func (x *Charge) GetAmountRefunded() int64 {
+	if x != nil {
+		return x.AmountRefunded
+	}
+	return 0
+}
+
+// OperatorHold is an operator's own hold on an order.
+type OperatorHold struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Why, in the operator's words.
+	Note          string `protobuf:"bytes,1,opt,name=note,proto3" json:"note,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OperatorHold) Reset() {
+	*x = OperatorHold{}
+	mi := &file_ordergate_v1_order_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OperatorHold) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OperatorHold) ProtoMessage() {}
+
+func (x *OperatorHold) ProtoReflect() protoreflect.Message {
+	mi := &file_ordergate_v1_order_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OperatorHold.ProtoReflect.Descriptor instead.
+func (*OperatorHold) Descriptor() ([]byte, []int) {
+	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *OperatorHold) GetNote() string {
+	if x != nil {
+		return x.Note
+	}
+	return ""
+}
+
+// HoldRelease is one cause that an operator released an order from.
+type HoldRelease struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The reason the cause gave for holding the order.
+	Reason HoldReason `protobuf:"varint,1,opt,name=reason,proto3,enum=ordergate.v1.HoldReason" json:"reason,omitempty"`
+	// The Dispute, Review or EarlyFraudWarning id. Empty for a reason that an
+	// order can have only once.
+	Cause         string `protobuf:"bytes,2,opt,name=cause,proto3" json:"cause,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HoldRelease) Reset() {
+	*x = HoldRelease{}
+	mi := &file_ordergate_v1_order_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HoldRelease) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HoldRelease) ProtoMessage() {}
+
+func (x *HoldRelease) ProtoReflect() protoreflect.Message {
+	mi := &file_ordergate_v1_order_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HoldRelease.ProtoReflect.Descriptor instead.
+func (*HoldRelease) Descriptor() ([]byte, []int) {
+	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *HoldRelease) GetReason() HoldReason {
+	if x != nil {
+		return x.Reason
+	}
+	return HoldReason_HOLD_REASON_UNSPECIFIED
+}
+
+func (x *HoldRelease) GetCause() string {
+	if x != nil {
+		return x.Cause
+	}
+	return ""
+}
+
 // OrderEvent is one change of one order, with the whole order after it.
 type OrderEvent struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1828,14 +2658,17 @@ type OrderEvent struct {
 	// or the gateway itself did.
 	SourceEventId string `protobuf:"bytes,5,opt,name=source_event_id,json=sourceEventId,proto3" json:"source_event_id,omitempty"`
 	// When the gateway stored the change, in UTC.
-	CreateTime    *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	CreateTime *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	// Why an operator held or released the order, in the operator's words. Empty
+	// for a change that no operator made.
+	Note          string `protobuf:"bytes,7,opt,name=note,proto3" json:"note,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *OrderEvent) Reset() {
 	*x = OrderEvent{}
-	mi := &file_ordergate_v1_order_proto_msgTypes[12]
+	mi := &file_ordergate_v1_order_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1847,7 +2680,7 @@ func (x *OrderEvent) String() string {
 func (*OrderEvent) ProtoMessage() {}
 
 func (x *OrderEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_ordergate_v1_order_proto_msgTypes[12]
+	mi := &file_ordergate_v1_order_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1860,7 +2693,7 @@ func (x *OrderEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OrderEvent.ProtoReflect.Descriptor instead.
 func (*OrderEvent) Descriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{12}
+	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *OrderEvent) GetId() string {
@@ -1905,11 +2738,18 @@ func (x *OrderEvent) GetCreateTime() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *OrderEvent) GetNote() string {
+	if x != nil {
+		return x.Note
+	}
+	return ""
+}
+
 var File_ordergate_v1_order_proto protoreflect.FileDescriptor
 
 const file_ordergate_v1_order_proto_rawDesc = "" +
 	"\n" +
-	"\x18ordergate/v1/order.proto\x12\fordergate.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x84\v\n" +
+	"\x18ordergate/v1/order.proto\x12\fordergate.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf5\x0e\n" +
 	"\x05Order\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\x121\n" +
@@ -1942,7 +2782,17 @@ const file_ordergate_v1_order_proto_rawDesc = "" +
 	"createTime\x127\n" +
 	"\tpaid_time\x18\x19 \x01(\v2\x1a.google.protobuf.TimestampR\bpaidTime\x12\x1f\n" +
 	"\vapi_version\x18\x1a \x01(\tR\n" +
-	"apiVersion\x1a;\n" +
+	"apiVersion\x12.\n" +
+	"\arefunds\x18\x1b \x03(\v2\x14.ordergate.v1.RefundR\arefunds\x121\n" +
+	"\bdisputes\x18\x1c \x03(\v2\x15.ordergate.v1.DisputeR\bdisputes\x12.\n" +
+	"\areviews\x18\x1d \x03(\v2\x14.ordergate.v1.ReviewR\areviews\x12Q\n" +
+	"\x14early_fraud_warnings\x18\x1e \x03(\v2\x1f.ordergate.v1.EarlyFraudWarningR\x12earlyFraudWarnings\x12.\n" +
+	"\acharges\x18\x1f \x03(\v2\x14.ordergate.v1.ChargeR\acharges\x12\x1c\n" +
+	"\trecovered\x18  \x01(\bR\trecovered\x12?\n" +
+	"\roperator_hold\x18! \x01(\v2\x1a.ordergate.v1.OperatorHoldR\foperatorHold\x12>\n" +
+	"\rhold_releases\x18\" \x03(\v2\x19.ordergate.v1.HoldReleaseR\fholdReleases\x12:\n" +
+	"\vsale_status\x18# \x01(\x0e2\x19.ordergate.v1.OrderStatusR\n" +
+	"saleStatus\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\v\n" +
@@ -1969,20 +2819,22 @@ const file_ordergate_v1_order_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1b\n" +
 	"\x06amount\x18\x02 \x01(\x03H\x00R\x06amount\x88\x01\x01\x12!\n" +
 	"\fdisplay_name\x18\x03 \x01(\tR\vdisplayNameB\t\n" +
-	"\a_amount\"\x85\x02\n" +
+	"\a_amount\"\xa7\x02\n" +
 	"\aAmounts\x12\x1f\n" +
 	"\bsubtotal\x18\x01 \x01(\x03H\x00R\bsubtotal\x88\x01\x01\x12\x19\n" +
 	"\x05total\x18\x02 \x01(\x03H\x01R\x05total\x88\x01\x01\x12\x1f\n" +
 	"\bshipping\x18\x03 \x01(\x03H\x02R\bshipping\x88\x01\x01\x12\x15\n" +
 	"\x03tax\x18\x04 \x01(\x03H\x03R\x03tax\x88\x01\x01\x12\x1f\n" +
 	"\bdiscount\x18\x05 \x01(\x03H\x04R\bdiscount\x88\x01\x01\x12\x1f\n" +
-	"\brefunded\x18\x06 \x01(\x03H\x05R\brefunded\x88\x01\x01B\v\n" +
+	"\brefunded\x18\x06 \x01(\x03H\x05R\brefunded\x88\x01\x01\x12\x17\n" +
+	"\x04paid\x18\a \x01(\x03H\x06R\x04paid\x88\x01\x01B\v\n" +
 	"\t_subtotalB\b\n" +
 	"\x06_totalB\v\n" +
 	"\t_shippingB\x06\n" +
 	"\x04_taxB\v\n" +
 	"\t_discountB\v\n" +
-	"\t_refunded\"I\n" +
+	"\t_refundedB\a\n" +
+	"\x05_paid\"I\n" +
 	"\bDiscount\x12\x16\n" +
 	"\x06coupon\x18\x01 \x01(\tR\x06coupon\x12%\n" +
 	"\x0epromotion_code\x18\x02 \x01(\tR\rpromotionCode\"K\n" +
@@ -2017,7 +2869,7 @@ const file_ordergate_v1_order_proto_rawDesc = "" +
 	"\x10_amount_subtotalB\x0f\n" +
 	"\r_amount_totalB\x12\n" +
 	"\x10_amount_discountB\r\n" +
-	"\v_amount_tax\"\xdf\x02\n" +
+	"\v_amount_tax\"\x86\x03\n" +
 	"\aProduct\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12?\n" +
@@ -2025,7 +2877,8 @@ const file_ordergate_v1_order_proto_rawDesc = "" +
 	"\tshippable\x18\x04 \x01(\bH\x00R\tshippable\x88\x01\x01\x12N\n" +
 	"\x12package_dimensions\x18\x05 \x01(\v2\x1f.ordergate.v1.PackageDimensionsR\x11packageDimensions\x12\x16\n" +
 	"\x06images\x18\x06 \x03(\tR\x06images\x12\x19\n" +
-	"\btax_code\x18\a \x01(\tR\ataxCode\x1a;\n" +
+	"\btax_code\x18\a \x01(\tR\ataxCode\x12%\n" +
+	"\x0ereference_only\x18\b \x01(\bR\rreferenceOnly\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\f\n" +
@@ -2035,7 +2888,39 @@ const file_ordergate_v1_order_proto_rawDesc = "" +
 	"\x06height\x18\x01 \x01(\x01R\x06height\x12\x16\n" +
 	"\x06length\x18\x02 \x01(\x01R\x06length\x12\x14\n" +
 	"\x05width\x18\x03 \x01(\x01R\x05width\x12\x16\n" +
-	"\x06weight\x18\x04 \x01(\x01R\x06weight\"\xfa\x01\n" +
+	"\x06weight\x18\x04 \x01(\x01R\x06weight\"\xad\x01\n" +
+	"\x06Refund\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
+	"\x06amount\x18\x02 \x01(\x03R\x06amount\x12\x1a\n" +
+	"\bcurrency\x18\x03 \x01(\tR\bcurrency\x12/\n" +
+	"\x05state\x18\x04 \x01(\x0e2\x19.ordergate.v1.RefundStateR\x05state\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\x12\x16\n" +
+	"\x06charge\x18\x06 \x01(\tR\x06charge\"\x97\x01\n" +
+	"\aDispute\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
+	"\x06amount\x18\x02 \x01(\x03R\x06amount\x12\x1a\n" +
+	"\bcurrency\x18\x03 \x01(\tR\bcurrency\x120\n" +
+	"\x05state\x18\x04 \x01(\x0e2\x1a.ordergate.v1.DisputeStateR\x05state\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\"n\n" +
+	"\x06Review\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12/\n" +
+	"\x05state\x18\x02 \x01(\x0e2\x19.ordergate.v1.ReviewStateR\x05state\x12#\n" +
+	"\rclosed_reason\x18\x03 \x01(\tR\fclosedReason\"\\\n" +
+	"\x11EarlyFraudWarning\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
+	"\n" +
+	"fraud_type\x18\x02 \x01(\tR\tfraudType\x12\x18\n" +
+	"\asettled\x18\x03 \x01(\bR\asettled\"u\n" +
+	"\x06Charge\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
+	"\x06amount\x18\x02 \x01(\x03R\x06amount\x12\x1a\n" +
+	"\bcurrency\x18\x03 \x01(\tR\bcurrency\x12'\n" +
+	"\x0famount_refunded\x18\x04 \x01(\x03R\x0eamountRefunded\"\"\n" +
+	"\fOperatorHold\x12\x12\n" +
+	"\x04note\x18\x01 \x01(\tR\x04note\"U\n" +
+	"\vHoldRelease\x120\n" +
+	"\x06reason\x18\x01 \x01(\x0e2\x18.ordergate.v1.HoldReasonR\x06reason\x12\x14\n" +
+	"\x05cause\x18\x02 \x01(\tR\x05cause\"\x8e\x02\n" +
 	"\n" +
 	"OrderEvent\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x120\n" +
@@ -2044,7 +2929,8 @@ const file_ordergate_v1_order_proto_rawDesc = "" +
 	"\bsequence\x18\x04 \x01(\x03R\bsequence\x12&\n" +
 	"\x0fsource_event_id\x18\x05 \x01(\tR\rsourceEventId\x12;\n" +
 	"\vcreate_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"createTime*\x89\x01\n" +
+	"createTime\x12\x12\n" +
+	"\x04note\x18\a \x01(\tR\x04note*\x89\x01\n" +
 	"\vOrderSource\x12\x1c\n" +
 	"\x18ORDER_SOURCE_UNSPECIFIED\x10\x00\x12!\n" +
 	"\x1dORDER_SOURCE_CHECKOUT_SESSION\x10\x01\x12\x1f\n" +
@@ -2069,7 +2955,7 @@ const file_ordergate_v1_order_proto_rawDesc = "" +
 	"WaitReason\x12\x1b\n" +
 	"\x17WAIT_REASON_UNSPECIFIED\x10\x00\x12 \n" +
 	"\x1cWAIT_REASON_AWAITING_PAYMENT\x10\x01\x12\"\n" +
-	"\x1eWAIT_REASON_LINE_ITEMS_PENDING\x10\x02*\xbc\x01\n" +
+	"\x1eWAIT_REASON_LINE_ITEMS_PENDING\x10\x02*\xf6\x01\n" +
 	"\n" +
 	"HoldReason\x12\x1b\n" +
 	"\x17HOLD_REASON_UNSPECIFIED\x10\x00\x12\x18\n" +
@@ -2077,7 +2963,9 @@ const file_ordergate_v1_order_proto_rawDesc = "" +
 	"\x15HOLD_REASON_IN_REVIEW\x10\x02\x12\x1d\n" +
 	"\x19HOLD_REASON_FRAUD_WARNING\x10\x03\x12\x19\n" +
 	"\x15HOLD_REASON_RECOVERED\x10\x04\x12\"\n" +
-	"\x1eHOLD_REASON_ADDRESS_UNREADABLE\x10\x05*\xdc\x01\n" +
+	"\x1eHOLD_REASON_ADDRESS_UNREADABLE\x10\x05\x12\x18\n" +
+	"\x14HOLD_REASON_OPERATOR\x10\x06\x12\x1e\n" +
+	"\x1aHOLD_REASON_REFUND_UNCLEAR\x10\a*\xdc\x01\n" +
 	"\fCancelReason\x12\x1d\n" +
 	"\x19CANCEL_REASON_UNSPECIFIED\x10\x00\x12 \n" +
 	"\x1cCANCEL_REASON_PAYMENT_FAILED\x10\x01\x12\x19\n" +
@@ -2095,7 +2983,28 @@ const file_ordergate_v1_order_proto_rawDesc = "" +
 	"\x1cLINE_ITEMS_STATE_UNSPECIFIED\x10\x00\x12\x1d\n" +
 	"\x19LINE_ITEMS_STATE_COMPLETE\x10\x01\x12\x1c\n" +
 	"\x18LINE_ITEMS_STATE_PENDING\x10\x02\x12 \n" +
-	"\x1cLINE_ITEMS_STATE_UNAVAILABLE\x10\x03*\xe0\x02\n" +
+	"\x1cLINE_ITEMS_STATE_UNAVAILABLE\x10\x03*\x95\x01\n" +
+	"\vRefundState\x12\x1c\n" +
+	"\x18REFUND_STATE_UNSPECIFIED\x10\x00\x12\x18\n" +
+	"\x14REFUND_STATE_PENDING\x10\x01\x12\x1a\n" +
+	"\x16REFUND_STATE_SUCCEEDED\x10\x02\x12\x19\n" +
+	"\x15REFUND_STATE_CANCELED\x10\x03\x12\x17\n" +
+	"\x13REFUND_STATE_FAILED\x10\x04*\xce\x01\n" +
+	"\fDisputeState\x12\x1d\n" +
+	"\x19DISPUTE_STATE_UNSPECIFIED\x10\x00\x12\x19\n" +
+	"\x15DISPUTE_STATE_INQUIRY\x10\x01\x12 \n" +
+	"\x1cDISPUTE_STATE_INQUIRY_CLOSED\x10\x02\x12\x16\n" +
+	"\x12DISPUTE_STATE_OPEN\x10\x03\x12\x15\n" +
+	"\x11DISPUTE_STATE_WON\x10\x04\x12\x1b\n" +
+	"\x17DISPUTE_STATE_PREVENTED\x10\x05\x12\x16\n" +
+	"\x12DISPUTE_STATE_LOST\x10\x06*\xac\x01\n" +
+	"\vReviewState\x12\x1c\n" +
+	"\x18REVIEW_STATE_UNSPECIFIED\x10\x00\x12\x15\n" +
+	"\x11REVIEW_STATE_OPEN\x10\x01\x12\x19\n" +
+	"\x15REVIEW_STATE_APPROVED\x10\x02\x12\x17\n" +
+	"\x13REVIEW_STATE_CLOSED\x10\x03\x12\x19\n" +
+	"\x15REVIEW_STATE_DISPUTED\x10\x04\x12\x19\n" +
+	"\x15REVIEW_STATE_REFUNDED\x10\x05*\xe0\x02\n" +
 	"\x0eOrderEventKind\x12 \n" +
 	"\x1cORDER_EVENT_KIND_UNSPECIFIED\x10\x00\x12\x1b\n" +
 	"\x17ORDER_EVENT_KIND_PLACED\x10\x01\x12\x19\n" +
@@ -2122,8 +3031,8 @@ func file_ordergate_v1_order_proto_rawDescGZIP() []byte {
 	return file_ordergate_v1_order_proto_rawDescData
 }
 
-var file_ordergate_v1_order_proto_enumTypes = make([]protoimpl.EnumInfo, 9)
-var file_ordergate_v1_order_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_ordergate_v1_order_proto_enumTypes = make([]protoimpl.EnumInfo, 12)
+var file_ordergate_v1_order_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_ordergate_v1_order_proto_goTypes = []any{
 	(OrderSource)(0),              // 0: ordergate.v1.OrderSource
 	(OrderStatus)(0),              // 1: ordergate.v1.OrderStatus
@@ -2133,24 +3042,34 @@ var file_ordergate_v1_order_proto_goTypes = []any{
 	(CancelReason)(0),             // 5: ordergate.v1.CancelReason
 	(AddressState)(0),             // 6: ordergate.v1.AddressState
 	(LineItemsState)(0),           // 7: ordergate.v1.LineItemsState
-	(OrderEventKind)(0),           // 8: ordergate.v1.OrderEventKind
-	(*Order)(nil),                 // 9: ordergate.v1.Order
-	(*Customer)(nil),              // 10: ordergate.v1.Customer
-	(*Shipping)(nil),              // 11: ordergate.v1.Shipping
-	(*Address)(nil),               // 12: ordergate.v1.Address
-	(*ShippingRate)(nil),          // 13: ordergate.v1.ShippingRate
-	(*Amounts)(nil),               // 14: ordergate.v1.Amounts
-	(*Discount)(nil),              // 15: ordergate.v1.Discount
-	(*CustomField)(nil),           // 16: ordergate.v1.CustomField
-	(*StripeReferences)(nil),      // 17: ordergate.v1.StripeReferences
-	(*LineItem)(nil),              // 18: ordergate.v1.LineItem
-	(*Product)(nil),               // 19: ordergate.v1.Product
-	(*PackageDimensions)(nil),     // 20: ordergate.v1.PackageDimensions
-	(*OrderEvent)(nil),            // 21: ordergate.v1.OrderEvent
-	nil,                           // 22: ordergate.v1.Order.MetadataEntry
-	nil,                           // 23: ordergate.v1.LineItem.MetadataEntry
-	nil,                           // 24: ordergate.v1.Product.MetadataEntry
-	(*timestamppb.Timestamp)(nil), // 25: google.protobuf.Timestamp
+	(RefundState)(0),              // 8: ordergate.v1.RefundState
+	(DisputeState)(0),             // 9: ordergate.v1.DisputeState
+	(ReviewState)(0),              // 10: ordergate.v1.ReviewState
+	(OrderEventKind)(0),           // 11: ordergate.v1.OrderEventKind
+	(*Order)(nil),                 // 12: ordergate.v1.Order
+	(*Customer)(nil),              // 13: ordergate.v1.Customer
+	(*Shipping)(nil),              // 14: ordergate.v1.Shipping
+	(*Address)(nil),               // 15: ordergate.v1.Address
+	(*ShippingRate)(nil),          // 16: ordergate.v1.ShippingRate
+	(*Amounts)(nil),               // 17: ordergate.v1.Amounts
+	(*Discount)(nil),              // 18: ordergate.v1.Discount
+	(*CustomField)(nil),           // 19: ordergate.v1.CustomField
+	(*StripeReferences)(nil),      // 20: ordergate.v1.StripeReferences
+	(*LineItem)(nil),              // 21: ordergate.v1.LineItem
+	(*Product)(nil),               // 22: ordergate.v1.Product
+	(*PackageDimensions)(nil),     // 23: ordergate.v1.PackageDimensions
+	(*Refund)(nil),                // 24: ordergate.v1.Refund
+	(*Dispute)(nil),               // 25: ordergate.v1.Dispute
+	(*Review)(nil),                // 26: ordergate.v1.Review
+	(*EarlyFraudWarning)(nil),     // 27: ordergate.v1.EarlyFraudWarning
+	(*Charge)(nil),                // 28: ordergate.v1.Charge
+	(*OperatorHold)(nil),          // 29: ordergate.v1.OperatorHold
+	(*HoldRelease)(nil),           // 30: ordergate.v1.HoldRelease
+	(*OrderEvent)(nil),            // 31: ordergate.v1.OrderEvent
+	nil,                           // 32: ordergate.v1.Order.MetadataEntry
+	nil,                           // 33: ordergate.v1.LineItem.MetadataEntry
+	nil,                           // 34: ordergate.v1.Product.MetadataEntry
+	(*timestamppb.Timestamp)(nil), // 35: google.protobuf.Timestamp
 }
 var file_ordergate_v1_order_proto_depIdxs = []int32{
 	0,  // 0: ordergate.v1.Order.source:type_name -> ordergate.v1.OrderSource
@@ -2159,33 +3078,45 @@ var file_ordergate_v1_order_proto_depIdxs = []int32{
 	3,  // 3: ordergate.v1.Order.wait_reasons:type_name -> ordergate.v1.WaitReason
 	4,  // 4: ordergate.v1.Order.hold_reasons:type_name -> ordergate.v1.HoldReason
 	5,  // 5: ordergate.v1.Order.cancel_reasons:type_name -> ordergate.v1.CancelReason
-	10, // 6: ordergate.v1.Order.customer:type_name -> ordergate.v1.Customer
-	11, // 7: ordergate.v1.Order.shipping:type_name -> ordergate.v1.Shipping
+	13, // 6: ordergate.v1.Order.customer:type_name -> ordergate.v1.Customer
+	14, // 7: ordergate.v1.Order.shipping:type_name -> ordergate.v1.Shipping
 	6,  // 8: ordergate.v1.Order.address_state:type_name -> ordergate.v1.AddressState
-	13, // 9: ordergate.v1.Order.shipping_rate:type_name -> ordergate.v1.ShippingRate
-	18, // 10: ordergate.v1.Order.line_items:type_name -> ordergate.v1.LineItem
+	16, // 9: ordergate.v1.Order.shipping_rate:type_name -> ordergate.v1.ShippingRate
+	21, // 10: ordergate.v1.Order.line_items:type_name -> ordergate.v1.LineItem
 	7,  // 11: ordergate.v1.Order.line_items_state:type_name -> ordergate.v1.LineItemsState
-	14, // 12: ordergate.v1.Order.amounts:type_name -> ordergate.v1.Amounts
-	15, // 13: ordergate.v1.Order.discounts:type_name -> ordergate.v1.Discount
-	16, // 14: ordergate.v1.Order.custom_fields:type_name -> ordergate.v1.CustomField
-	22, // 15: ordergate.v1.Order.metadata:type_name -> ordergate.v1.Order.MetadataEntry
-	17, // 16: ordergate.v1.Order.references:type_name -> ordergate.v1.StripeReferences
-	25, // 17: ordergate.v1.Order.create_time:type_name -> google.protobuf.Timestamp
-	25, // 18: ordergate.v1.Order.paid_time:type_name -> google.protobuf.Timestamp
-	12, // 19: ordergate.v1.Customer.address:type_name -> ordergate.v1.Address
-	12, // 20: ordergate.v1.Shipping.address:type_name -> ordergate.v1.Address
-	19, // 21: ordergate.v1.LineItem.product:type_name -> ordergate.v1.Product
-	23, // 22: ordergate.v1.LineItem.metadata:type_name -> ordergate.v1.LineItem.MetadataEntry
-	24, // 23: ordergate.v1.Product.metadata:type_name -> ordergate.v1.Product.MetadataEntry
-	20, // 24: ordergate.v1.Product.package_dimensions:type_name -> ordergate.v1.PackageDimensions
-	8,  // 25: ordergate.v1.OrderEvent.kind:type_name -> ordergate.v1.OrderEventKind
-	9,  // 26: ordergate.v1.OrderEvent.order:type_name -> ordergate.v1.Order
-	25, // 27: ordergate.v1.OrderEvent.create_time:type_name -> google.protobuf.Timestamp
-	28, // [28:28] is the sub-list for method output_type
-	28, // [28:28] is the sub-list for method input_type
-	28, // [28:28] is the sub-list for extension type_name
-	28, // [28:28] is the sub-list for extension extendee
-	0,  // [0:28] is the sub-list for field type_name
+	17, // 12: ordergate.v1.Order.amounts:type_name -> ordergate.v1.Amounts
+	18, // 13: ordergate.v1.Order.discounts:type_name -> ordergate.v1.Discount
+	19, // 14: ordergate.v1.Order.custom_fields:type_name -> ordergate.v1.CustomField
+	32, // 15: ordergate.v1.Order.metadata:type_name -> ordergate.v1.Order.MetadataEntry
+	20, // 16: ordergate.v1.Order.references:type_name -> ordergate.v1.StripeReferences
+	35, // 17: ordergate.v1.Order.create_time:type_name -> google.protobuf.Timestamp
+	35, // 18: ordergate.v1.Order.paid_time:type_name -> google.protobuf.Timestamp
+	24, // 19: ordergate.v1.Order.refunds:type_name -> ordergate.v1.Refund
+	25, // 20: ordergate.v1.Order.disputes:type_name -> ordergate.v1.Dispute
+	26, // 21: ordergate.v1.Order.reviews:type_name -> ordergate.v1.Review
+	27, // 22: ordergate.v1.Order.early_fraud_warnings:type_name -> ordergate.v1.EarlyFraudWarning
+	28, // 23: ordergate.v1.Order.charges:type_name -> ordergate.v1.Charge
+	29, // 24: ordergate.v1.Order.operator_hold:type_name -> ordergate.v1.OperatorHold
+	30, // 25: ordergate.v1.Order.hold_releases:type_name -> ordergate.v1.HoldRelease
+	1,  // 26: ordergate.v1.Order.sale_status:type_name -> ordergate.v1.OrderStatus
+	15, // 27: ordergate.v1.Customer.address:type_name -> ordergate.v1.Address
+	15, // 28: ordergate.v1.Shipping.address:type_name -> ordergate.v1.Address
+	22, // 29: ordergate.v1.LineItem.product:type_name -> ordergate.v1.Product
+	33, // 30: ordergate.v1.LineItem.metadata:type_name -> ordergate.v1.LineItem.MetadataEntry
+	34, // 31: ordergate.v1.Product.metadata:type_name -> ordergate.v1.Product.MetadataEntry
+	23, // 32: ordergate.v1.Product.package_dimensions:type_name -> ordergate.v1.PackageDimensions
+	8,  // 33: ordergate.v1.Refund.state:type_name -> ordergate.v1.RefundState
+	9,  // 34: ordergate.v1.Dispute.state:type_name -> ordergate.v1.DisputeState
+	10, // 35: ordergate.v1.Review.state:type_name -> ordergate.v1.ReviewState
+	4,  // 36: ordergate.v1.HoldRelease.reason:type_name -> ordergate.v1.HoldReason
+	11, // 37: ordergate.v1.OrderEvent.kind:type_name -> ordergate.v1.OrderEventKind
+	12, // 38: ordergate.v1.OrderEvent.order:type_name -> ordergate.v1.Order
+	35, // 39: ordergate.v1.OrderEvent.create_time:type_name -> google.protobuf.Timestamp
+	40, // [40:40] is the sub-list for method output_type
+	40, // [40:40] is the sub-list for method input_type
+	40, // [40:40] is the sub-list for extension type_name
+	40, // [40:40] is the sub-list for extension extendee
+	0,  // [0:40] is the sub-list for field type_name
 }
 
 func init() { file_ordergate_v1_order_proto_init() }
@@ -2203,8 +3134,8 @@ func file_ordergate_v1_order_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_ordergate_v1_order_proto_rawDesc), len(file_ordergate_v1_order_proto_rawDesc)),
-			NumEnums:      9,
-			NumMessages:   16,
+			NumEnums:      12,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
