@@ -276,7 +276,7 @@ func TestWritersOfOneOrder(t *testing.T) {
 		}
 		var writers sync.WaitGroup
 		for i, p := range []*Pipeline{r.pipeline, other} {
-			e, err := orders.Parse(story[i].Body)
+			e, err := orders.Parse(story[i].Body, orders.DefaultSources())
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -24,11 +24,14 @@ func TestStoriesConvert(t *testing.T) {
 		}
 		var order *ordergatev1.Order
 		for _, sample := range events {
-			e, err := orders.Parse(sample.Body)
+			e, err := orders.Parse(sample.Body, orders.DefaultSources())
 			if err != nil {
 				t.Fatal(err)
 			}
-			change := orders.Apply(order, e, orders.LineItems{State: ordergatev1.LineItemsState_LINE_ITEMS_STATE_UNAVAILABLE})
+			change, err := orders.Apply(order, e, orders.LineItems{State: ordergatev1.LineItemsState_LINE_ITEMS_STATE_UNAVAILABLE})
+			if err != nil {
+				t.Fatal(err)
+			}
 			if change == nil || len(change.Warnings) > 0 || e.ID != sample.ID || e.Type != sample.Type || e.OrderID() != sample.OrderID {
 				t.Fatalf("%s: change = %v", sample.Type, change)
 			}
