@@ -16,7 +16,6 @@ import (
 
 	"github.com/ordergate/ordergate/internal/config"
 	"github.com/ordergate/ordergate/internal/sample"
-	"github.com/ordergate/ordergate/internal/stripehook"
 	"github.com/ordergate/ordergate/internal/stripetest"
 	"github.com/ordergate/ordergate/internal/telemetry"
 )
@@ -28,13 +27,10 @@ func startGateway(t *testing.T, secret string) *gateway {
 		IngressAddr: "127.0.0.1:0", GRPCAddr: "127.0.0.1:0", AdminAddr: "127.0.0.1:0", WebhookPath: "/api/webhook",
 		MaxBodyBytes: 1 << 20, DataDir: t.TempDir(), ShutdownTimeout: 10 * time.Second,
 		InboxMaxAge: 840 * time.Hour, OrdersMaxAge: 9600 * time.Hour,
-	}
-	secrets, err := stripehook.ParseSecrets(secret)
-	if err != nil {
-		t.Fatal(err)
+		StripeWebhookSecret: secret, StripeRate: 20,
 	}
 	ctx, stop := context.WithCancel(context.Background())
-	g, err := newGateway(ctx, cfg, secrets, telemetry.NewLogger(t.Output(), "text", "info"))
+	g, err := newGateway(ctx, cfg, telemetry.NewLogger(t.Output(), "text", "info"))
 	if err != nil {
 		t.Fatal(err)
 	}

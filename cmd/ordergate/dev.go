@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"crypto/rand"
-	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -13,7 +12,6 @@ import (
 
 	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
 	"github.com/ordergate/ordergate/internal/config"
-	"github.com/ordergate/ordergate/internal/stripehook"
 	"github.com/ordergate/ordergate/internal/telemetry"
 )
 
@@ -34,10 +32,6 @@ func (d *devCommand) Run(ctx context.Context, c console) error {
 	if generated {
 		d.StripeWebhookSecret = "whsec_" + rand.Text() + rand.Text()
 	}
-	secrets, err := stripehook.ParseSecrets(d.StripeWebhookSecret)
-	if err := errors.Join(d.Check(), err); err != nil {
-		return err
-	}
 	temporary := d.DataDir == ""
 	if temporary {
 		dir, err := os.MkdirTemp("", "ordergate-dev-")
@@ -52,12 +46,11 @@ func (d *devCommand) Run(ctx context.Context, c console) error {
 	if format == "auto" {
 		format = "text"
 	}
-	logger := telemetry.NewLogger(c.stderr, format, d.Log.Level)
-	g, err := newGateway(ctx, d.Config, secrets, logger)
+	g, err := newGateway(ctx, d.Config, telemetry.NewLogger(c.stderr, format, d.Log.Level))
 	if err != nil {
 		return err
 	}
-	fmt.Fprint(c.stdout, d.welcome(g, secrets[0], generated, temporary))
+	fmt.Fprint(c.stdout, d.welcome(g, generated, temporary))
 
 	group, ending := errgroup.WithContext(ctx)
 	group.Go(func() error { return g.run(ending) })
@@ -73,11 +66,12 @@ func (d *devCommand) Run(ctx context.Context, c console) error {
 }
 
 // welcome is what a newcomer copies from.
-func (d *devCommand) welcome(g *gateway, secret stripehook.Secret, generated, temporary bool) string {
+func (d *devCommand) welcome(g *gateway, generated, temporary bool) string {
 	ingress := "localhost:" + port(g.ingressListener.Addr()) + d.WebhookPath
 	grpc := "localhost:" + port(g.grpcListener.Addr())
 	admin := "localhost:" + port(g.adminListener.Addr())
-	trigger := "STRIPE_WEBHOOK_SECRET=" + secret.Reveal() + " " + selfCommand() + " trigger"
+	secret, _, _ := strings.Cut(d.StripeWebhookSecret, ",")
+	trigger := "STRIPE_WEBHOOK_SECRET=" + strings.TrimSpace(secret) + " " + selfCommand() + " trigger"
 	if d.IngressAddr != ":3000" {
 		trigger += " --url http://" + ingress
 	}

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -21,7 +22,9 @@ import (
 	"github.com/ordergate/ordergate/internal/eventlog"
 	"github.com/ordergate/ordergate/internal/grpcapi"
 	"github.com/ordergate/ordergate/internal/ingress"
+	"github.com/ordergate/ordergate/internal/orders"
 	"github.com/ordergate/ordergate/internal/pipeline"
+	"github.com/ordergate/ordergate/internal/stripeapi"
 	"github.com/ordergate/ordergate/internal/stripehook"
 )
 
@@ -47,7 +50,14 @@ type gateway struct {
 
 // newGateway binds every listener, opens the log and composes the parts. It
 // leaves nothing open when it fails.
-func newGateway(ctx context.Context, cfg config.Config, secrets []stripehook.Secret, logger *slog.Logger) (_ *gateway, err error) {
+//
+// Everything about the settings is checked before that.
+func newGateway(ctx context.Context, cfg config.Config, logger *slog.Logger) (_ *gateway, err error) {
+	secrets, secretsErr := stripehook.ParseSecrets(cfg.StripeWebhookSecret)
+	stripe, stripeErr := newStripeClient(cfg, logger)
+	if err := errors.Join(cfg.Check(), secretsErr, stripeErr); err != nil {
+		return nil, err
+	}
 	g := &gateway{cfg: cfg, logger: logger, inProcess: bufconn.Listen(inProcessBuffer)}
 	defer func() {
 		if err != nil {
@@ -69,7 +79,14 @@ func newGateway(ctx context.Context, cfg config.Config, secrets []stripehook.Sec
 	}
 	metrics := prometheus.NewRegistry()
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	g.pipeline = pipeline.New(g.log, logger, metrics)
+	g.pipeline = pipeline.New(pipeline.Config{
+		Log:           g.log,
+		Stripe:        stripe,
+		Sources:       orders.Sources{PaymentIntents: cfg.PaymentIntents(), Invoices: cfg.InvoiceReasons()},
+		ItemsDeadline: cfg.LineItemsDeadline,
+		Logger:        logger,
+		Metrics:       metrics,
+	})
 	g.grpc = grpcapi.New(g.log, logger)
 	g.conn, err = grpc.NewClient("passthrough:in-process",
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return g.inProcess.DialContext(ctx) }),
@@ -92,6 +109,21 @@ func newGateway(ctx context.Context, cfg config.Config, secrets []stripehook.Sec
 	}
 	g.admin = adminhttp.Server(admin, logger)
 	return g, nil
+}
+
+// newStripeClient returns nil without an API key.
+func newStripeClient(cfg config.Config, logger *slog.Logger) (*stripeapi.Client, error) {
+	if len(cfg.StripeAPIKey) == 0 {
+		logger.Info("no STRIPE_API_KEY: orders carry no line items, and events that are missed while the gateway is away are not listed")
+		return nil, nil
+	}
+	for _, key := range cfg.StripeAPIKey {
+		if strings.HasPrefix(key, "sk_") {
+			logger.Warn("STRIPE_API_KEY is a secret key, which may do everything: use a restricted key (rk_…)",
+				"mend", "in the Stripe Dashboard (Developers > API keys), create one with Read on Checkout Sessions, Products, Prices, Invoices, PaymentIntents and Events")
+		}
+	}
+	return stripeapi.New(stripeapi.Config{Keys: cfg.StripeAPIKey, Base: cfg.StripeAPIBase, Rate: cfg.StripeRate, Logger: logger})
 }
 
 // listen binds every door, and reports every one that is taken.

@@ -2,10 +2,8 @@ package main
 
 import (
 	"context"
-	"errors"
 
 	"github.com/ordergate/ordergate/internal/config"
-	"github.com/ordergate/ordergate/internal/stripehook"
 	"github.com/ordergate/ordergate/internal/telemetry"
 )
 
@@ -27,15 +25,10 @@ Example:
 }
 
 func (s *serveCommand) Run(ctx context.Context, c console) error {
-	secrets, err := stripehook.ParseSecrets(s.StripeWebhookSecret)
-	if err := errors.Join(s.Check(), err); err != nil {
-		return err
-	}
 	if s.DataDir == "" {
 		s.DataDir = defaultDataDir
 	}
-	logger := telemetry.NewLogger(c.stderr, s.Log.Format, s.Log.Level)
-	g, err := newGateway(ctx, s.Config, secrets, logger)
+	g, err := newGateway(ctx, s.Config, telemetry.NewLogger(c.stderr, s.Log.Format, s.Log.Level))
 	if err != nil {
 		return err
 	}

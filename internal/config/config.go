@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"time"
 )
@@ -20,6 +21,11 @@ const (
 	minInboxMaxAge     = 30 * 24 * time.Hour
 	minOrdersMaxAge    = 24 * time.Hour
 	maxShutdownTimeout = 10 * time.Minute
+	// Stripe's limit of an account in live mode
+	// (https://docs.stripe.com/rate-limits).
+	maxStripeRate = 100
+	// An event that waits for longer comes again from the log.
+	maxLineItemsDeadline = time.Minute
 )
 
 // Config are the settings of `ordergate serve` and `ordergate dev`. The tags
@@ -38,6 +44,12 @@ type Config struct {
 	OrdersMaxAge time.Duration `name:"orders-max-age" env:"ORDERGATE_ORDERS_MAX_AGE" default:"9600h" help:"How long order events are kept: 24h or more."`
 
 	StripeWebhookSecret string `name:"stripe-webhook-secret" env:"STRIPE_WEBHOOK_SECRET" placeholder:"whsec_…" help:"The endpoint's signing secret; several with commas, while one is rolled. Better in the environment or .env.local: a flag shows in the process list."`
+
+	StripeAPIKey      []string      `name:"stripe-api-key" env:"STRIPE_API_KEY" placeholder:"rk_…" help:"API keys, at most one for test and one for live mode: to read line items, look up sales and list missed events. Restricted keys (rk_…) with Read on Checkout Sessions, Products, Prices, Invoices, PaymentIntents and Events are enough."`
+	StripeAPIBase     string        `name:"stripe-api-base" env:"STRIPE_API_BASE" placeholder:"URL" help:"Another server for Stripe's API, for tests."`
+	StripeRate        float64       `name:"stripe-rate" env:"ORDERGATE_STRIPE_RATE" default:"20" help:"How many requests a second may go to Stripe's API in all: more than 0, at most 100."`
+	LineItemsDeadline time.Duration `name:"line-items-deadline" env:"ORDERGATE_LINE_ITEMS_DEADLINE" default:"30s" help:"How long an order waits for its line items before it goes out without them (0s to 1m); they follow."`
+	OrderSources      []string      `name:"order-sources" env:"ORDERGATE_ORDER_SOURCES" default:"checkout_session,invoice.subscription_create,invoice.subscription_cycle" help:"What makes orders: checkout_session (always), payment_intent for shops on Stripe Elements (needs an API key), and invoice.REASON for invoices of a billing reason: subscription_create, subscription_cycle, subscription_update, manual."`
 
 	ShutdownTimeout time.Duration `name:"shutdown-timeout" env:"ORDERGATE_SHUTDOWN_TIMEOUT" default:"10s" help:"How long a stop may take before open streams are cut off."`
 	Log             Log           `embed:""`
@@ -83,10 +95,54 @@ func (c *Config) Check() error {
 	if c.OrdersMaxAge < minOrdersMaxAge {
 		wrong("--orders-max-age %v: want %v or more", c.OrdersMaxAge, minOrdersMaxAge)
 	}
+	if !(c.StripeRate > 0 && c.StripeRate <= maxStripeRate) {
+		wrong("--stripe-rate %v: want more than 0 and at most %d", c.StripeRate, maxStripeRate)
+	}
+	if c.LineItemsDeadline < 0 || c.LineItemsDeadline > maxLineItemsDeadline {
+		wrong("--line-items-deadline %v: want 0s to %v", c.LineItemsDeadline, maxLineItemsDeadline)
+	}
+	problems = append(problems, c.checkSources()...)
 	if c.ShutdownTimeout <= 0 || c.ShutdownTimeout > maxShutdownTimeout {
 		wrong("--shutdown-timeout %v: want more than 0 and at most %v", c.ShutdownTimeout, maxShutdownTimeout)
 	}
 	return errors.Join(problems...)
+}
+
+const (
+	sourceSession       = "checkout_session"
+	sourcePaymentIntent = "payment_intent"
+	sourceInvoice       = "invoice."
+)
+
+// invoiceReasons are the billing reasons that can make orders
+// (https://docs.stripe.com/api/invoices/object#invoice_object-billing_reason).
+var invoiceReasons = []string{"subscription_create", "subscription_cycle", "subscription_update", "manual"}
+
+func (c *Config) checkSources() (problems []error) {
+	for _, source := range c.OrderSources {
+		reason, isInvoice := strings.CutPrefix(source, sourceInvoice)
+		if source != sourceSession && source != sourcePaymentIntent && !(isInvoice && slices.Contains(invoiceReasons, reason)) {
+			problems = append(problems, fmt.Errorf("--order-sources: %q is none: write checkout_session, payment_intent, or invoice. and one of %s", source, strings.Join(invoiceReasons, ", ")))
+		}
+	}
+	if c.PaymentIntents() && len(c.StripeAPIKey) == 0 {
+		problems = append(problems, errors.New("--order-sources payment_intent needs STRIPE_API_KEY: only Stripe knows which PaymentIntents belong to a Checkout Session"))
+	}
+	return problems
+}
+
+// PaymentIntents reports whether PaymentIntents make orders.
+func (c *Config) PaymentIntents() bool { return slices.Contains(c.OrderSources, sourcePaymentIntent) }
+
+// InvoiceReasons are the billing reasons whose paid invoices make orders.
+func (c *Config) InvoiceReasons() []string {
+	var reasons []string
+	for _, source := range c.OrderSources {
+		if reason, ok := strings.CutPrefix(source, sourceInvoice); ok {
+			reasons = append(reasons, reason)
+		}
+	}
+	return reasons
 }
 
 // loopback reports whether a listener on host is only reached from this

@@ -1,6 +1,8 @@
 package config
 
 import (
+	"math"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -11,6 +13,7 @@ func valid() Config {
 		IngressAddr: ":3000", WebhookPath: "/api/webhook", MaxBodyBytes: 1 << 20,
 		GRPCAddr: "127.0.0.1:50051", AdminAddr: "localhost:8080", DataDir: "data",
 		InboxMaxAge: 35 * 24 * time.Hour, OrdersMaxAge: 400 * 24 * time.Hour, ShutdownTimeout: 10 * time.Second,
+		StripeRate: 20, LineItemsDeadline: 30 * time.Second, OrderSources: []string{"checkout_session", "invoice.subscription_cycle"},
 	}
 }
 
@@ -37,6 +40,13 @@ func TestCheck(t *testing.T) {
 		{"body too large", func(c *Config) { c.MaxBodyBytes = 1 << 30 }, "--max-body-bytes"},
 		{"inbox too short", func(c *Config) { c.InboxMaxAge = time.Hour }, "--inbox-max-age"},
 		{"orders too short", func(c *Config) { c.OrdersMaxAge = 0 }, "--orders-max-age"},
+		{"no requests to Stripe", func(c *Config) { c.StripeRate = 0 }, "--stripe-rate"},
+		{"a rate that is none", func(c *Config) { c.StripeRate = math.NaN() }, "--stripe-rate"},
+		{"line items too late", func(c *Config) { c.LineItemsDeadline = time.Hour }, "--line-items-deadline"},
+		{"no waiting for line items", func(c *Config) { c.LineItemsDeadline = 0 }, ""},
+		{"unknown source", func(c *Config) { c.OrderSources = []string{"invoice.gift"} }, "--order-sources"},
+		{"PaymentIntents without a key", func(c *Config) { c.OrderSources = []string{"payment_intent"} }, "STRIPE_API_KEY"},
+		{"PaymentIntents", func(c *Config) { c.OrderSources, c.StripeAPIKey = []string{"payment_intent"}, []string{"rk_test_1"} }, ""},
 		{"no time to stop", func(c *Config) { c.ShutdownTimeout = 0 }, "--shutdown-timeout"},
 	}
 	for _, tt := range tests {
@@ -61,5 +71,13 @@ func TestCheckReportsEverything(t *testing.T) {
 		if !strings.Contains(err.Error(), flag) {
 			t.Errorf("%s is missing in: %v", flag, err)
 		}
+	}
+}
+
+func TestOrderSources(t *testing.T) {
+	c := valid()
+	c.OrderSources = []string{"checkout_session", "invoice.manual", "payment_intent", "invoice.subscription_cycle"}
+	if got := c.InvoiceReasons(); !slices.Equal(got, []string{"manual", "subscription_cycle"}) || !c.PaymentIntents() {
+		t.Errorf("reasons = %v, PaymentIntents = %v", got, c.PaymentIntents())
 	}
 }

@@ -19,7 +19,6 @@ import (
 const (
 	inboxStream  = "INBOX"
 	ordersStream = "ORDERS"
-	parkedBucket = "parked"
 
 	// metadataID is the stream metadata that identifies the log: resume tokens
 	// are bound to it.
@@ -49,8 +48,9 @@ type engine struct {
 	leader nats.JetStreamContext // its GetLastMsg asks the stream's leader, never a replica
 	orders jetstream.Stream
 	inbox  jetstream.Stream
-	parked jetstream.KeyValue
 	id     string
+
+	buckets map[BucketName]jetstream.KeyValue
 
 	flusher  *flusher
 	flushing sync.WaitGroup
@@ -153,6 +153,7 @@ func (e *engine) createStreams(ctx context.Context, cfg Config) error {
 		Discard:              jetstream.DiscardNew,
 		DiscardNewPerSubject: true,
 		MaxAge:               cfg.InboxMaxAge,
+		AllowDirect:          true, // for lists; decisions ask the leader
 	})
 	if err != nil {
 		return err
@@ -168,12 +169,7 @@ func (e *engine) createStreams(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return err
 	}
-	e.parked, err = e.js.CreateOrUpdateKeyValue(ctx, jetstream.KeyValueConfig{
-		Bucket:      parkedBucket,
-		Description: "Events that could not be converted, and why",
-		Storage:     jetstream.FileStorage,
-	})
-	if err != nil {
+	if err := e.openBuckets(ctx, cfg); err != nil {
 		return err
 	}
 	info := e.orders.CachedInfo()
@@ -185,7 +181,7 @@ func (e *engine) createStreams(ctx context.Context, cfg Config) error {
 	return nil
 }
 
-// ensureStream creates a stream, or brings the age limit of an existing one to
+// ensureStream creates a stream, or brings what may change of an existing one to
 // the configuration.
 func (e *engine) ensureStream(ctx context.Context, cfg jetstream.StreamConfig) (jetstream.Stream, error) {
 	cfg.Storage = jetstream.FileStorage
@@ -198,12 +194,13 @@ func (e *engine) ensureStream(ctx context.Context, cfg jetstream.StreamConfig) (
 		return e.js.CreateStream(ctx, cfg)
 	case err != nil:
 		return nil, err
-	case stream.CachedInfo().Config.MaxAge != cfg.MaxAge:
-		existing := stream.CachedInfo().Config
-		existing.MaxAge = cfg.MaxAge
-		return e.js.UpdateStream(ctx, existing)
 	}
-	return stream, nil
+	existing := stream.CachedInfo().Config
+	if existing.MaxAge == cfg.MaxAge && existing.AllowDirect == cfg.AllowDirect {
+		return stream, nil
+	}
+	existing.MaxAge, existing.AllowDirect = cfg.MaxAge, cfg.AllowDirect
+	return e.js.UpdateStream(ctx, existing)
 }
 
 // close ends the engine. It may be called on one that was only half opened.

@@ -626,25 +626,93 @@ func TestUnackedEventsComeAgain(t *testing.T) {
 	}
 }
 
-func TestParkedEvents(t *testing.T) {
+func TestBuckets(t *testing.T) {
 	cfg := testConfig(t)
 	l := openLog(t, cfg)
-	want := Parked{Reason: "FAILED", Detail: "no id", Type: "a.b"}
-	if err := l.Park(deadline(t), "evt_1", want); err != nil {
-		t.Fatal(err)
+	b := l.Bucket(References)
+	if empty, err := b.Empty(deadline(t)); err != nil || !empty {
+		t.Errorf("a new bucket: empty %v, %v", empty, err)
 	}
-	l.Close()
-	l = openLog(t, cfg)
-	got, err := l.ParkedEvent(deadline(t), "evt_1")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(want, got); diff != "" {
-		t.Error(diff)
-	}
-	if _, err := l.ParkedEvent(deadline(t), "evt_2"); !errors.Is(err, ErrNotFound) {
+	if _, err := b.Get(deadline(t), "live.acct_1.pi_1"); !errors.Is(err, ErrNotFound) {
 		t.Errorf("err = %v, want ErrNotFound", err)
 	}
+	if err := b.Put(deadline(t), "live.acct_1.pi_1", []byte("cs_1")); err != nil {
+		t.Fatal(err)
+	}
+	if owner, err := b.Claim(deadline(t), "live.acct_1.pi_1", []byte("pi_1")); err != nil || string(owner) != "cs_1" {
+		t.Errorf("claim of a key that is taken: %q, %v", owner, err)
+	}
+	if owner, err := b.Claim(deadline(t), "k2", []byte("pi_2")); err != nil || string(owner) != "pi_2" {
+		t.Errorf("claim of a free key: %q, %v", owner, err)
+	}
+	var writers sync.WaitGroup
+	for range 20 {
+		writers.Go(func() {
+			if err := b.Update(deadline(t), "sum", func(old []byte) []byte { return append(old, 'x') }); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	writers.Wait()
+	flush(t, l)
+	l.Close()
+	l = openLog(t, cfg)
+	b = l.Bucket(References)
+	if sum, err := b.Get(deadline(t), "sum"); err != nil || len(sum) != 20 {
+		t.Errorf("sum = %q, %v: an update was lost", sum, err)
+	}
+	if keys, err := b.Keys(deadline(t)); err != nil || len(keys) != 3 {
+		t.Errorf("keys = %v, %v", keys, err)
+	}
+	if err := b.Delete(deadline(t), "sum"); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Delete(deadline(t), "never there"[:5]); err != nil {
+		t.Error(err)
+	}
+	if keys, err := b.Keys(deadline(t)); err != nil || len(keys) != 2 {
+		t.Errorf("keys after deleting one = %v, %v", keys, err)
+	}
+	if owner, err := b.Claim(deadline(t), "sum", []byte("again")); err != nil || string(owner) != "again" {
+		t.Errorf("claim of a deleted key: %q, %v", owner, err)
+	}
+}
+
+func TestReadInbox(t *testing.T) {
+	l := openLog(t, testConfig(t))
+	for i := range 5 {
+		appendInbox(t, l, fmt.Sprintf("evt_%d", i))
+	}
+	state, err := l.InboxState(deadline(t))
+	if err != nil || state.First != 1 || state.Last != 5 || state.Converted != 0 {
+		t.Errorf("state = %+v, %v", state, err)
+	}
+	events, err := l.ReadInbox(deadline(t), 3, 10)
+	if err != nil || len(events) != 2 || events[0].ID != "evt_3" || events[0].Sequence != 4 || events[1].SecretLabel != "whsec#1" {
+		t.Errorf("events = %v, %v", events, err)
+	}
+	if events, err := l.ReadInbox(deadline(t), 5, 10); err != nil || len(events) != 0 {
+		t.Errorf("events behind the last = %v, %v", events, err)
+	}
+	event, err := l.InboxEvent(deadline(t), "evt_2")
+	if err != nil || event.Sequence != 3 || string(event.Body) != `{"id":"evt_2"}` {
+		t.Errorf("event = %v, %v", event, err)
+	}
+	for _, id := range []string{"evt_9", "evt_*", ""} {
+		if _, err := l.InboxEvent(deadline(t), id); !errors.Is(err, ErrNotFound) {
+			t.Errorf("%q: err = %v, want ErrNotFound", id, err)
+		}
+	}
+	for at, want := range map[time.Time]uint64{event.StoreTime: 2, time.Now().Add(-time.Hour): 0, time.Now().Add(time.Hour): 5} {
+		if got, err := l.InboxSequenceBefore(deadline(t), at); err != nil || got != want {
+			t.Errorf("InboxSequenceBefore = %d, %v; want %d", got, err, want)
+		}
+	}
+	consume(t, l, 5, true)
+	waitFor(t, func() bool {
+		state, err := l.InboxState(deadline(t))
+		return err == nil && state.Converted == 5
+	})
 }
 
 func TestSecondProcessIsRefused(t *testing.T) {

@@ -10,6 +10,7 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/synadia-io/orbit.go/jetstreamext"
 )
 
 const (
@@ -102,11 +103,7 @@ func (e *engine) writeError(err error) error {
 // InboxMessage is an event of INBOX that waits to be converted. It comes again
 // until it is acked.
 type InboxMessage struct {
-	RawEvent
-	// Sequence is the event's place in INBOX.
-	Sequence uint64
-	// StoreTime is when the event was stored, in UTC.
-	StoreTime time.Time
+	StoredEvent
 	// Deliveries counts how often the event was handed out, from 1.
 	Deliveries int
 
@@ -225,66 +222,113 @@ func inboxMessages(first jetstream.Msg, arrived <-chan jetstream.Msg) []*InboxMe
 }
 
 func inboxMessage(msg jetstream.Msg) *InboxMessage {
-	m := &InboxMessage{
-		RawEvent: RawEvent{
-			ID:          msg.Subject()[len(inboxSubject("")):],
-			Body:        msg.Data(),
-			SecretLabel: msg.Headers().Get(headerSecret),
-		},
-		msg: msg,
-	}
+	m := &InboxMessage{msg: msg}
+	var sequence uint64
+	var stored time.Time
 	if meta, err := msg.Metadata(); err == nil {
-		m.Sequence = meta.Sequence.Stream
-		m.StoreTime = meta.Timestamp.UTC()
-		m.Deliveries = int(meta.NumDelivered)
+		sequence, stored, m.Deliveries = meta.Sequence.Stream, meta.Timestamp, int(meta.NumDelivered)
 	}
+	m.StoredEvent = *storedEvent(msg.Subject(), sequence, stored, msg.Headers(), msg.Data())
 	return m
 }
 
-// Parked says why an event could not be converted. The event itself stays in
-// INBOX.
-type Parked struct {
-	// Reason is what became of the event, such as FAILED.
-	Reason string `json:"reason"`
-	// Detail says what was wrong.
-	Detail string `json:"detail"`
-	// Type is the event's type.
-	Type string `json:"type"`
+// StoredEvent is an event of INBOX, as it was stored.
+type StoredEvent struct {
+	RawEvent
+	// Sequence is the event's place in INBOX.
+	Sequence uint64
+	// StoreTime is when the event was stored, in UTC.
+	StoreTime time.Time
 }
 
-// Park records an event that could not be converted, so that an operator sees
-// it. Flush before acking the event.
-func (l *Log) Park(ctx context.Context, eventID string, parked Parked) error {
+// InboxEvent returns the event of an id, or ErrNotFound.
+func (l *Log) InboxEvent(ctx context.Context, id string) (*StoredEvent, error) {
+	if !subjectID(id) {
+		return nil, fmt.Errorf("event %.40q: %w", id, ErrNotFound)
+	}
 	e, err := l.current()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	value, err := json.Marshal(parked)
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	msg, err := e.leader.GetLastMsg(inboxStream, inboxSubject(id), nats.Context(ctx))
+	if errors.Is(err, nats.ErrMsgNotFound) {
+		return nil, fmt.Errorf("event %s: %w", id, ErrNotFound)
+	}
 	if err != nil {
-		return err
+		return nil, fmt.Errorf("%w: read event %s: %w", ErrUnavailable, id, err)
 	}
-	if _, err := e.parked.Put(ctx, eventID, value); err != nil {
-		return e.writeError(err)
-	}
-	return nil
+	return storedEvent(msg.Subject, msg.Sequence, msg.Time, msg.Header, msg.Data), nil
 }
 
-// ParkedEvent returns why an event is parked, or ErrNotFound.
-func (l *Log) ParkedEvent(ctx context.Context, eventID string) (Parked, error) {
+func storedEvent(subject string, sequence uint64, stored time.Time, header nats.Header, body []byte) *StoredEvent {
+	return &StoredEvent{
+		RawEvent:  RawEvent{ID: subject[len(inboxSubject("")):], Body: body, SecretLabel: header.Get(headerSecret)},
+		Sequence:  sequence,
+		StoreTime: stored.UTC(),
+	}
+}
+
+// InboxState is where the stream of events stands.
+type InboxState struct {
+	// LogID identifies the log.
+	LogID string
+	// First and Last are the oldest and newest sequence that are kept; Last is
+	// below First when there are none.
+	First, Last uint64
+	// Converted is the sequence up to which every event was dealt with.
+	Converted uint64
+}
+
+// InboxState returns where the stream of events stands.
+func (l *Log) InboxState(ctx context.Context) (InboxState, error) {
 	e, err := l.current()
 	if err != nil {
-		return Parked{}, err
+		return InboxState{}, err
 	}
-	entry, err := e.parked.Get(ctx, eventID)
-	if errors.Is(err, jetstream.ErrKeyNotFound) {
-		return Parked{}, fmt.Errorf("parked event %s: %w", eventID, ErrNotFound)
-	}
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	info, err := e.inbox.Info(ctx)
 	if err != nil {
-		return Parked{}, fmt.Errorf("%w: %w", ErrUnavailable, err)
+		return InboxState{}, fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
-	var parked Parked
-	if err := json.Unmarshal(entry.Value(), &parked); err != nil {
-		return Parked{}, fmt.Errorf("parked event %s: %w", eventID, err)
+	state := InboxState{LogID: e.id, First: max(info.State.FirstSeq, 1), Last: info.State.LastSeq}
+	consumer, err := e.inbox.Consumer(ctx, converterConsumer)
+	switch {
+	case errors.Is(err, jetstream.ErrConsumerNotFound): // nothing was converted yet
+	case err != nil:
+		return InboxState{}, fmt.Errorf("%w: %w", ErrUnavailable, err)
+	default:
+		state.Converted = consumer.CachedInfo().AckFloor.Stream
 	}
-	return parked, nil
+	return state, nil
+}
+
+// ReadInbox returns events behind the sequence after, in their order: limit at
+// most, fewer when they are large, and none when there are none.
+func (l *Log) ReadInbox(ctx context.Context, after uint64, limit int) ([]*StoredEvent, error) {
+	e, err := l.current()
+	if err != nil {
+		return nil, err
+	}
+	return readBatch(ctx, e.js, inboxStream, limit, storedEvent, jetstreamext.GetBatchSeq(after+1))
+}
+
+// InboxSequenceBefore returns the sequence just before the first event that was
+// stored at or after a time.
+func (l *Log) InboxSequenceBefore(ctx context.Context, at time.Time) (uint64, error) {
+	e, err := l.current()
+	if err != nil {
+		return 0, err
+	}
+	events, err := readBatch(ctx, e.js, inboxStream, 1, storedEvent, jetstreamext.GetBatchStartTime(at))
+	if err != nil {
+		return 0, err
+	}
+	if len(events) == 0 {
+		state, err := l.InboxState(ctx)
+		return state.Last, err
+	}
+	return events[0].Sequence - 1, nil
 }

@@ -409,7 +409,7 @@ func (e *engine) withoutSuperseded(ctx context.Context, candidates []candidate, 
 	// The engine stops at a number of bytes: ask for the rest until none is left.
 	for len(subjects) > 0 {
 		answers, err := jetstreamext.GetLastMsgsFor(ctx, e.js, ordersStream, subjects, jetstreamext.GetLastMsgsUpToSeq(snapshot))
-		records, err := collect(ctx, answers, err)
+		records, err := collect(ctx, answers, err, orderRecord)
 		if err != nil {
 			return nil, err
 		}
@@ -433,19 +433,27 @@ func (e *engine) withoutSuperseded(ctx context.Context, candidates []candidate, 
 // readOrders reads up to limit events, durable or not, and fewer when they are
 // large; none means that there are none.
 func (e *engine) readOrders(ctx context.Context, limit int, options ...jetstreamext.GetBatchOpt) ([]*OrderRecord, error) {
+	return readBatch(ctx, e.js, ordersStream, limit, orderRecord, options...)
+}
+
+// readBatch reads up to limit messages of a stream, fewer when they are large.
+func readBatch[T any](ctx context.Context, js jetstream.JetStream, stream string, limit int, decode decoder[T], options ...jetstreamext.GetBatchOpt) ([]T, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	answers, err := jetstreamext.GetBatch(ctx, e.js, ordersStream, limit, append(options, jetstreamext.GetBatchMaxBytes(readBytes))...)
-	return collect(ctx, answers, err)
+	answers, err := jetstreamext.GetBatch(ctx, js, stream, limit, append(options, jetstreamext.GetBatchMaxBytes(readBytes))...)
+	return collect(ctx, answers, err, decode)
 }
+
+// decoder makes something of a stored message.
+type decoder[T any] func(subject string, sequence uint64, stored time.Time, header nats.Header, data []byte) T
 
 // collect reads the answers to a request of several messages. A request that
 // timed out ends like one that was answered: only the context tells.
-func collect(ctx context.Context, answers iter.Seq2[*jetstream.RawStreamMsg, error], err error) ([]*OrderRecord, error) {
+func collect[T any](ctx context.Context, answers iter.Seq2[*jetstream.RawStreamMsg, error], err error, decode decoder[T]) ([]T, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
-	var records []*OrderRecord
+	var read []T
 	for msg, err := range answers {
 		if errors.Is(err, jetstreamext.ErrNoMessages) {
 			return nil, nil
@@ -453,10 +461,10 @@ func collect(ctx context.Context, answers iter.Seq2[*jetstream.RawStreamMsg, err
 		if err != nil {
 			return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
 		}
-		records = append(records, orderRecord(msg.Subject, msg.Sequence, msg.Time, msg.Header, msg.Data))
+		read = append(read, decode(msg.Subject, msg.Sequence, msg.Time, msg.Header, msg.Data))
 	}
 	if ctx.Err() != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUnavailable, ctx.Err())
 	}
-	return records, nil
+	return read, nil
 }

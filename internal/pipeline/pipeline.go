@@ -1,11 +1,17 @@
 // Package pipeline turns the stored events into order events: it reads INBOX,
-// asks the orders package what each event does to its order, and writes the
-// result to ORDERS.
+// finds the order that each event is about, asks the orders package what the
+// event does to it, and writes the result to ORDERS. It is the only writer of
+// ORDERS, for operators too.
 //
-// It promises that the events of one order are applied one after the other,
-// that an event is done with only when what was made of it is on disk, and that
-// an event that cannot be converted neither stops the ones behind it nor is
-// lost: it is parked, with the reason, and stays in INBOX.
+// It promises that an order is only ever changed by compare-and-set, that an
+// event is done with only when what was made of it is on disk, and that an event
+// that cannot be converted neither stops the ones behind it nor is lost: it is
+// parked, with the reason, and comes again when its order appears or an operator
+// asks for it.
+//
+// What can be decided here and now is done in the fast lane, in batches that
+// share a flush. What has to ask Stripe first goes through the slow lane, one
+// goroutine an event, bounded in number and time.
 package pipeline
 
 import (
@@ -16,176 +22,314 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
 
 	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
 	"github.com/ordergate/ordergate/internal/eventlog"
 	"github.com/ordergate/ordergate/internal/orders"
+	"github.com/ordergate/ordergate/internal/stripeapi"
 	"github.com/ordergate/ordergate/internal/stripehook"
 )
 
 const (
-	// maxDeliveries is how often an event is tried before it is parked, for a
-	// reason that may pass. An unavailable log does not count against it.
-	maxDeliveries = 5
+	// maxDeliveries is how often an event is tried before it is given up, for a
+	// reason that may pass: its order is not known yet, or something is wrong
+	// with it. With the delays between them that is half a minute. An
+	// unavailable log does not count against it.
+	maxDeliveries = 6
+	// maxLookups is how often an event is tried while Stripe's API is away: with
+	// the delays between them, more than an hour.
+	maxLookups = 70
 	// maxConflicts is how often one delivery applies an event again because
 	// another writer was faster.
 	maxConflicts = 10
-	// parallel is how many orders are worked on at a time.
+	// parallel is how many orders the fast lane works on at a time.
 	parallel = 8
+	// maxSlow is how many events are in the slow lane at most.
+	maxSlow = 256
+	// lookupTimeout bounds the slow lane's questions about one event.
+	lookupTimeout = time.Minute
 	// Delays between deliveries of an event: they double.
 	firstRetry, lastRetry = time.Second, time.Minute
 )
 
-// What became of an event.
+// Outcome is what became of an event.
+type Outcome string
+
+// What becomes of an event.
 const (
-	outcomeConverted = "CONVERTED" // an order event was made of it
-	outcomeUnchanged = "UNCHANGED" // its order knew all that already
-	outcomeIgnored   = "IGNORED"   // it is not about an order
-	outcomeFailed    = "FAILED"    // it could not be read, and is parked
-	outcomeRetried   = "RETRIED"   // it will be tried again
+	Converted Outcome = "CONVERTED" // an order event was made of it
+	Unchanged Outcome = "UNCHANGED" // its order knew all that already
+	Ignored   Outcome = "IGNORED"   // it is not about an order
+	Unmatched Outcome = "UNMATCHED" // its order is not known; it is parked until then
+	Failed    Outcome = "FAILED"    // it could not be converted, and is parked
+	retried   Outcome = "RETRIED"   // it will be tried again
 )
+
+var (
+	// errUnmatched means that the order of an event is not known.
+	errUnmatched = errors.New("its order is not known")
+	// errAskStripe means that an event belongs into the slow lane.
+	errAskStripe = errors.New("Stripe must be asked first")
+)
+
+// Config says what to convert, and how.
+type Config struct {
+	// Log holds the events and takes the orders.
+	Log *eventlog.Log
+	// Stripe is asked for line items and for sales that were not heard of. Nil
+	// without an API key.
+	Stripe *stripeapi.Client
+	// Sources says what makes orders beside Checkout Sessions.
+	Sources orders.Sources
+	// ItemsDeadline is how long an order waits for its line items, from when its
+	// event was stored, before it goes out without them.
+	ItemsDeadline time.Duration
+	// Logger gets one line for each event.
+	Logger *slog.Logger
+	// Metrics is where the counters are registered.
+	Metrics prometheus.Registerer
+}
 
 // Pipeline converts events. Make one with New.
 type Pipeline struct {
-	log      *eventlog.Log
-	logger   *slog.Logger
+	Config
 	outcomes *prometheus.CounterVec
+
+	slow    sync.WaitGroup // events in the slow lane
+	slowest *semaphore.Weighted
+	items   itemReader
+
+	backfills backfills
 }
 
 // New returns a pipeline from the inbox of a log to its orders.
-func New(log *eventlog.Log, logger *slog.Logger, metrics prometheus.Registerer) *Pipeline {
+func New(cfg Config) *Pipeline {
 	p := &Pipeline{
-		log:    log,
-		logger: logger,
+		Config: cfg,
 		outcomes: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "ordergate_pipeline_events_total",
 			Help: "Events taken from the inbox by what became of them.",
 		}, []string{"outcome"}),
+		slowest: semaphore.NewWeighted(maxSlow),
 	}
-	metrics.MustRegister(p.outcomes)
+	cfg.Metrics.MustRegister(p.outcomes)
 	return p
 }
 
-// Run converts events until ctx ends or the log is closed.
+// Run converts events until ctx ends or the log is closed, and returns when the
+// last one in hand is dealt with.
 func (p *Pipeline) Run(ctx context.Context) error {
-	return p.log.ConsumeInbox(ctx, p.handle)
+	ctx, stop := context.WithCancel(ctx)
+	var background sync.WaitGroup
+	background.Go(func() { p.completeItems(ctx) })
+	background.Go(func() { p.keepCursor(ctx) })
+	defer background.Wait()
+	defer p.slow.Wait()
+	defer stop()
+	return p.Log.ConsumeInbox(ctx, p.handle)
 }
 
 // result is what became of one event in one delivery.
 type result struct {
-	message *eventlog.InboxMessage
-	event   *orders.Event // nil when it could not be read
-	change  *orders.Change
-	outcome string
-	err     error
+	stored     *eventlog.StoredEvent
+	message    *eventlog.InboxMessage // nil when it does not come from the inbox now
+	deliveries int
+	event      *orders.Event // nil when it could not be read
+	slow       bool          // it is in the slow lane, where Stripe is asked
+	waited     bool          // it was parked until its order came
+	orderID    string
+	change     *orders.Change
+	outcome    Outcome
+	err        error
+	// after is what is to be done once the event is on disk.
+	after []func(context.Context) error
 }
 
 // handle converts a batch: the orders beside each other, the events of one
 // order after each other. One flush covers the whole batch.
 func (p *Pipeline) handle(ctx context.Context, batch []*eventlog.InboxMessage) {
-	results := make([]*result, len(batch))
-	byOrder := map[string][]*result{}
-	for i, message := range batch {
-		results[i] = p.read(message)
-		id := message.ID // an event without an order is alone
-		if e := results[i].event; e != nil && e.OrderID() != "" {
-			id = e.OrderID()
-		}
-		byOrder[id] = append(byOrder[id], results[i])
+	families := map[string][]*result{}
+	for _, message := range batch {
+		r := &result{stored: &message.StoredEvent, message: message, deliveries: message.Deliveries}
+		p.read(r)
+		families[r.family()] = append(families[r.family()], r)
 	}
+	var (
+		mu   sync.Mutex
+		done []*result
+	)
 	var group errgroup.Group
 	group.SetLimit(parallel)
-	for _, sameOrder := range byOrder {
+	for _, family := range families {
 		group.Go(func() error {
-			for _, r := range sameOrder {
+			for _, r := range family {
 				p.convert(ctx, r)
+				if errors.Is(r.err, errAskStripe) {
+					p.goSlow(ctx, r)
+					continue
+				}
+				mu.Lock()
+				done = append(done, r)
+				mu.Unlock()
 			}
 			return nil
 		})
 	}
 	group.Wait()
-	if err := p.log.Flush(ctx); err != nil {
-		// Nothing is acked: the whole batch comes again.
+	p.finish(ctx, done)
+}
+
+// goSlow moves an event to the slow lane, or has it come again when that is
+// full.
+func (p *Pipeline) goSlow(ctx context.Context, r *result) {
+	if !p.slowest.TryAcquire(1) {
+		r.message.Retry(retryDelay(1))
+		return
+	}
+	r.slow, r.err = true, nil
+	p.slow.Go(func() {
+		defer p.slowest.Release(1)
+		p.convert(ctx, r)
+		p.finish(ctx, []*result{r})
+	})
+}
+
+// finish flushes what was made of events, and then is done with them.
+func (p *Pipeline) finish(ctx context.Context, results []*result) {
+	if len(results) == 0 || ctx.Err() != nil {
+		return
+	}
+	if err := p.Log.Flush(ctx); err != nil {
+		// Nothing is acked: all of them come again.
 		if ctx.Err() == nil {
-			p.logger.Error("converted events could not be flushed; they will be converted again", "events", len(batch), "error", err)
+			p.Logger.Error("converted events could not be flushed; they will be converted again", "events", len(results), "error", err)
 		}
 		return
 	}
 	for _, r := range results {
-		p.settle(r)
+		p.settle(ctx, r)
 	}
 }
 
+// family groups the events that are about the same sale, as far as they say so
+// themselves.
+func (r *result) family() string {
+	if r.event == nil {
+		return r.stored.ID
+	}
+	if references := r.event.References(); len(references) > 0 {
+		return references[0].ID
+	}
+	if id := r.event.OrderID(); id != "" {
+		return id
+	}
+	return r.stored.ID
+}
+
 // read decodes an event; a panic in the decoding is an error of that event.
-func (p *Pipeline) read(message *eventlog.InboxMessage) *result {
-	r := &result{message: message}
+func (p *Pipeline) read(r *result) {
 	r.err = guard(func() (err error) {
-		r.event, err = orders.Parse(message.Body, orders.Sources{})
+		r.event, err = orders.Parse(r.stored.Body, p.Sources)
 		return err
 	})
-	return r
 }
 
 // convert applies one event, and decides what becomes of it.
 func (p *Pipeline) convert(ctx context.Context, r *result) {
-	transient := false
-	if r.err == nil {
-		r.err = guard(func() error { return p.apply(ctx, r) })
-		// What cannot be read now never can. The rest may pass.
-		transient = r.message.Deliveries < maxDeliveries
-	}
-	switch {
-	case r.err == nil:
+	if r.event == nil { // what cannot be read now never can
+		p.park(ctx, r, Failed)
 		return
-	case errors.Is(r.err, eventlog.ErrUnavailable), errors.Is(r.err, eventlog.ErrFull), ctx.Err() != nil, transient:
-		r.outcome = outcomeRetried
+	}
+	r.err = guard(func() error { return p.apply(ctx, r) })
+	switch {
+	case r.err == nil, errors.Is(r.err, errAskStripe) && !r.slow:
+	case errors.Is(r.err, eventlog.ErrUnavailable), errors.Is(r.err, eventlog.ErrFull), ctx.Err() != nil:
+		r.outcome = retried
+	case errors.Is(r.err, stripeapi.ErrUnavailable) && r.deliveries < maxLookups, r.deliveries < maxDeliveries:
+		r.outcome = retried
+	case errors.Is(r.err, errUnmatched) && r.event.Optional():
+		r.outcome, r.err = Ignored, nil
+	case errors.Is(r.err, errUnmatched), errors.Is(r.err, stripeapi.ErrUnavailable):
+		p.park(ctx, r, Unmatched)
 	default:
-		r.outcome = outcomeFailed
-		parked := eventlog.Parked{Reason: outcomeFailed, Detail: r.err.Error(), Type: r.eventType()}
-		if err := p.log.Park(ctx, r.message.ID, parked); err != nil {
-			r.outcome, r.err = outcomeRetried, errors.Join(r.err, err)
-		}
+		p.park(ctx, r, Failed)
 	}
 }
 
-// apply makes the order event, with compare-and-set: when another writer was
-// faster, the order is read and the event applied again.
+// apply finds the order of an event and changes it.
 func (p *Pipeline) apply(ctx context.Context, r *result) error {
-	orderID := r.event.OrderID()
-	if orderID == "" {
-		r.outcome = outcomeIgnored
+	if r.event.Ignored() {
+		r.outcome = Ignored
 		return nil
 	}
+	if err := p.rememberAccount(ctx, r.event); err != nil {
+		return err
+	}
+	orderID, err := p.resolve(ctx, r)
+	if err != nil {
+		return err
+	}
+	r.orderID = orderID
+	items, err := p.lineItems(ctx, r)
+	if err != nil {
+		return err
+	}
+	r.change, err = p.change(ctx, orderID, r.stored.ID, func(current *ordergatev1.Order) (*orders.Change, error) {
+		if current == nil && r.event.OrderID() != orderID {
+			return nil, errUnmatched // it only adds to an order that is still to come
+		}
+		return orders.Apply(current, r.event, items)
+	})
+	if err != nil {
+		return err
+	}
+	r.outcome = Unchanged
+	if r.change != nil {
+		r.outcome = Converted
+	}
+	if err := p.rememberPending(ctx, r); err != nil {
+		return err
+	}
+	return p.match(ctx, r)
+}
+
+// change makes an order event of what decide says of an order, with
+// compare-and-set: when another writer was faster, decide is asked again. It
+// returns nil when nothing changes.
+func (p *Pipeline) change(ctx context.Context, orderID, sourceEventID string, decide func(current *ordergatev1.Order) (*orders.Change, error)) (*orders.Change, error) {
 	for range maxConflicts {
 		current, previous, err := p.newest(ctx, orderID)
 		if err != nil {
-			return err
+			return nil, err
 		}
-		r.change, err = orders.Apply(current, r.event, orders.LineItems{State: ordergatev1.LineItemsState_LINE_ITEMS_STATE_UNAVAILABLE})
-		if err != nil {
-			return err
+		change, err := decide(current)
+		if err != nil || change == nil {
+			return nil, err
 		}
-		if r.change == nil {
-			r.outcome = outcomeUnchanged
-			return nil
-		}
-		_, err = p.log.AppendOrder(ctx, orderEvent(r.change, r.event), previous)
+		_, err = p.Log.AppendOrder(ctx, &ordergatev1.OrderEvent{
+			Id:            orderID + "." + strconv.FormatInt(change.Order.GetRevision(), 10),
+			Kind:          change.Kind,
+			Order:         change.Order,
+			SourceEventId: sourceEventID,
+			Note:          change.Note,
+		}, previous)
 		if !errors.Is(err, eventlog.ErrConflict) {
-			r.outcome = outcomeConverted
-			return err
+			return change, err
 		}
 	}
-	return fmt.Errorf("order %s changes too fast: %w", orderID, eventlog.ErrConflict)
+	return nil, fmt.Errorf("order %s changes too fast: %w", orderID, eventlog.ErrConflict)
 }
 
 // newest returns an order as it stands and the sequence of its newest event;
 // nil and 0 for an order that does not exist yet.
 func (p *Pipeline) newest(ctx context.Context, orderID string) (*ordergatev1.Order, uint64, error) {
-	record, err := p.log.NewestOrder(ctx, orderID)
+	record, err := p.Log.NewestOrder(ctx, orderID)
 	if errors.Is(err, eventlog.ErrNotFound) {
 		return nil, 0, nil
 	}
@@ -199,27 +343,28 @@ func (p *Pipeline) newest(ctx context.Context, orderID string) (*ordergatev1.Ord
 	return event.GetOrder(), record.Sequence, nil
 }
 
-func orderEvent(change *orders.Change, source *orders.Event) *ordergatev1.OrderEvent {
-	return &ordergatev1.OrderEvent{
-		Id:            change.Order.GetId() + "." + strconv.FormatInt(change.Order.GetRevision(), 10),
-		Kind:          change.Kind,
-		Order:         change.Order,
-		SourceEventId: source.ID,
+// settle acks an event or asks for it again, and logs what became of it. What
+// was made of the event is on disk.
+func (p *Pipeline) settle(ctx context.Context, r *result) {
+	for _, do := range r.after {
+		if err := do(ctx); err != nil {
+			// It is done again with the next delivery.
+			r.outcome, r.err = retried, errors.Join(r.err, err)
+		}
 	}
-}
-
-// settle acks an event or asks for it again, and logs what became of it.
-func (p *Pipeline) settle(r *result) {
-	p.outcomes.WithLabelValues(r.outcome).Inc()
+	p.outcomes.WithLabelValues(string(r.outcome)).Inc()
 	p.logResult(r)
+	if r.message == nil {
+		return
+	}
 	var err error
-	if r.outcome == outcomeRetried {
-		err = r.message.Retry(retryDelay(r.message.Deliveries))
+	if r.outcome == retried {
+		err = r.message.Retry(retryDelay(r.deliveries))
 	} else {
 		err = r.message.Ack()
 	}
 	if err != nil {
-		p.logger.Debug("an event could not be acked; it will come again", "event", r.message.ID, "error", err)
+		p.Logger.Debug("an event could not be acked; it will come again", "event", r.stored.ID, "error", err)
 	}
 }
 
@@ -235,27 +380,31 @@ func retryDelay(deliveries int) time.Duration {
 
 // logResult writes the one line of an event.
 func (p *Pipeline) logResult(r *result) {
-	args := []any{"type", r.eventType(), "event", r.message.ID, "outcome", r.outcome}
-	if e := r.event; e != nil && e.OrderID() != "" {
-		args = append(args, "order", e.OrderID(), "mode", mode(e.Livemode))
+	args := []any{"type", r.eventType(), "event", r.stored.ID, "outcome", string(r.outcome)}
+	if r.orderID != "" {
+		args = append(args, "order", r.orderID, "mode", mode(r.event.Livemode))
 	}
-	if r.outcome == outcomeConverted {
+	if r.change != nil {
 		order := r.change.Order
 		args = append(args, "revision", order.GetRevision(),
 			"kind", shortName(r.change.Kind.String(), "ORDER_EVENT_KIND_"), "directive", shortName(order.GetDirective().String(), "DIRECTIVE_"))
 	}
-	args = append(args, "secret", r.message.SecretLabel)
-	switch r.outcome {
-	case outcomeFailed:
-		p.logger.Error("event", append(args, "error", r.err, "check", "the event is kept; it can be converted again once ordergate can read it")...)
-	case outcomeRetried:
-		p.logger.Warn("event", append(args, "error", r.err, "delivery", r.message.Deliveries)...)
+	args = append(args, "secret", r.stored.SecretLabel)
+	switch {
+	case r.outcome == Failed:
+		p.Logger.Error("event", append(args, "error", r.err, "check", "the event is kept; it can be reprocessed once ordergate can read it")...)
+	case r.outcome == Unmatched:
+		p.Logger.Warn("event", append(args, "error", r.err, "check", "the event is kept, and applied when its order appears")...)
+	case r.outcome == retried && errors.Is(r.err, errUnmatched):
+		p.Logger.Debug("event", append(args, "error", r.err, "delivery", r.deliveries)...)
+	case r.outcome == retried:
+		p.Logger.Warn("event", append(args, "error", r.err, "delivery", r.deliveries)...)
 	default:
-		p.logger.Info("event", args...)
+		p.Logger.Info("event", args...)
 	}
 	if r.change != nil {
 		for _, warning := range r.change.Warnings {
-			p.logger.Warn(warning, "event", r.message.ID, "order", r.change.Order.GetId())
+			p.Logger.Warn(warning, "event", r.stored.ID, "order", r.orderID)
 		}
 	}
 }
@@ -264,7 +413,7 @@ func (r *result) eventType() string {
 	if r.event != nil {
 		return r.event.Type
 	}
-	envelope, err := stripehook.ReadEnvelope(r.message.Body)
+	envelope, err := stripehook.ReadEnvelope(r.stored.Body)
 	if err != nil {
 		return ""
 	}

@@ -64,7 +64,8 @@ func newRig(t *testing.T, sync func() error) *rig {
 	}
 	t.Cleanup(func() { log.Close() })
 	metrics := prometheus.NewRegistry()
-	return &rig{t, log, New(log, logger, metrics), lines, metrics}
+	pipeline := New(Config{Log: log, Sources: orders.DefaultSources(), Logger: logger, Metrics: metrics})
+	return &rig{t, log, pipeline, lines, metrics}
 }
 
 func (r *rig) deadline() context.Context {
@@ -190,11 +191,11 @@ func TestPoisonIsParkedAndStopsNothing(t *testing.T) {
 	if diff := cmp.Diff([]string{good[0].OrderID + ".1 PAID of " + good[0].ID}, r.changes()); diff != "" {
 		t.Error(diff)
 	}
-	parked, err := r.log.ParkedEvent(r.deadline(), "evt_poison")
+	parked, err := r.pipeline.ParkedEvent(r.deadline(), "evt_poison")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if parked.Reason != "FAILED" || parked.Type != "checkout.session.completed" || !strings.Contains(parked.Detail, "payment_status") {
+	if parked.Outcome != Failed || string(parked.Event) != poison || !strings.Contains(parked.Detail, "payment_status") {
 		t.Errorf("parked = %+v", parked)
 	}
 	if duplicate, err := r.log.AppendInbox(r.deadline(), eventlog.RawEvent{ID: "evt_poison", Body: []byte(poison)}); err != nil || !duplicate {
@@ -268,7 +269,7 @@ func TestNothingIsAckedBeforeTheFlush(t *testing.T) {
 // Several writers of one order never write the same revision, and lose nothing.
 func TestWritersOfOneOrder(t *testing.T) {
 	r := newRig(t, nil)
-	other := New(r.log, slog.New(slog.NewTextHandler(r.lines, nil)), prometheus.NewRegistry())
+	other := New(Config{Log: r.log, Sources: orders.DefaultSources(), Logger: r.pipeline.Logger, Metrics: prometheus.NewRegistry()})
 	for range 30 {
 		story, err := sample.Story(sample.PaymentSucceeded, time.Now())
 		if err != nil {
@@ -281,7 +282,7 @@ func TestWritersOfOneOrder(t *testing.T) {
 				t.Fatal(err)
 			}
 			writers.Go(func() {
-				if err := p.apply(r.deadline(), &result{event: e}); err != nil {
+				if err := p.apply(r.deadline(), &result{stored: &eventlog.StoredEvent{RawEvent: eventlog.RawEvent{ID: e.ID}}, event: e}); err != nil {
 					t.Error(err)
 				}
 			})

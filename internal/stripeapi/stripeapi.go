@@ -190,20 +190,31 @@ func (c *Client) LineItems(ctx context.Context, of Ref) ([]*ordergatev1.LineItem
 // PaymentIntent (`pi_…`) was made by, as Stripe sent it, or an [ErrNotFound] when
 // there is none.
 func (c *Client) CheckoutSessionByPaymentIntent(ctx context.Context, paymentIntent Ref) (json.RawMessage, error) {
-	if !isID(paymentIntent.ID, "pi") {
-		return nil, fmt.Errorf("stripeapi: %.40q is not the id of a PaymentIntent", paymentIntent.ID)
+	return c.sessionBy(ctx, paymentIntent, "pi", "payment_intent")
+}
+
+// CheckoutSessionBySubscription returns the Checkout Session that a Subscription
+// (`sub_…`) was made by, as Stripe sent it, or an [ErrNotFound] when there is
+// none.
+func (c *Client) CheckoutSessionBySubscription(ctx context.Context, subscription Ref) (json.RawMessage, error) {
+	return c.sessionBy(ctx, subscription, "sub", "subscription")
+}
+
+func (c *Client) sessionBy(ctx context.Context, of Ref, prefix, parameter string) (json.RawMessage, error) {
+	if !isID(of.ID, prefix) {
+		return nil, fmt.Errorf("stripeapi: %.40q is not the id of an object of the type %s", of.ID, parameter)
 	}
 	page, err := c.page(ctx, request{
 		path:     "/v1/checkout/sessions",
-		query:    url.Values{"payment_intent": {paymentIntent.ID}, "limit": {"1"}},
-		account:  paymentIntent.Account,
-		livemode: paymentIntent.Livemode,
+		query:    url.Values{parameter: {of.ID}, "limit": {"1"}},
+		account:  of.Account,
+		livemode: of.Livemode,
 	})
 	if err != nil {
 		return nil, err
 	}
 	if len(page.data) == 0 {
-		return nil, fmt.Errorf("stripeapi: Checkout Session of %s: %w", paymentIntent.ID, ErrNotFound)
+		return nil, fmt.Errorf("stripeapi: Checkout Session of %s: %w", of.ID, ErrNotFound)
 	}
 	return checkObject(page.data[0], "/v1/checkout/sessions", "checkout.session")
 }

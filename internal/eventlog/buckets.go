@@ -1,0 +1,196 @@
+package eventlog
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// BucketName names one of the durable maps that the log keeps beside its
+// streams.
+type BucketName string
+
+// The buckets, and for how long they keep an entry that is not written again.
+const (
+	// References maps Stripe objects to orders. Kept as long as order events.
+	References BucketName = "references"
+	// ParkedEvents holds the events that could not be converted, whole and
+	// without an age limit: nothing that waits is lost to age.
+	ParkedEvents BucketName = "parked"
+	// Waiting maps Stripe objects to the parked events that wait for their
+	// order. Without an age limit.
+	Waiting BucketName = "waiting"
+	// PendingItems holds the orders whose line items have not been read. Kept
+	// as long as order events.
+	PendingItems BucketName = "pending-items"
+	// State holds what the gateway remembers of itself. Without an age limit.
+	State BucketName = "state"
+)
+
+// bucketAges returns the buckets and how long each keeps an entry; 0 is without
+// limit.
+func bucketAges(cfg Config) map[BucketName]time.Duration {
+	return map[BucketName]time.Duration{
+		References:   cfg.OrdersMaxAge,
+		ParkedEvents: 0,
+		Waiting:      0,
+		PendingItems: cfg.OrdersMaxAge,
+		State:        0,
+	}
+}
+
+func (e *engine) openBuckets(ctx context.Context, cfg Config) error {
+	e.buckets = map[BucketName]jetstream.KeyValue{}
+	for name, age := range bucketAges(cfg) {
+		bucket, err := e.js.CreateOrUpdateKeyValue(ctx, jetstream.KeyValueConfig{Bucket: string(name), TTL: age, Storage: jetstream.FileStorage})
+		if err != nil {
+			return fmt.Errorf("bucket %s: %w", name, err)
+		}
+		e.buckets[name] = bucket
+	}
+	return nil
+}
+
+// Bucket is a durable map from keys (letters, digits, `_`, `-` and dots) to
+// values. What is written is on disk after the next Flush. Every error wraps
+// ErrUnavailable, ErrFull or ErrNotFound.
+type Bucket struct {
+	log  *Log
+	name BucketName
+}
+
+// Bucket returns one of the log's buckets.
+func (l *Log) Bucket(name BucketName) Bucket { return Bucket{l, name} }
+
+func (b Bucket) open() (*engine, jetstream.KeyValue, error) {
+	e, err := b.log.current()
+	if err != nil {
+		return nil, nil, err
+	}
+	return e, e.buckets[b.name], nil
+}
+
+// Get returns the value of a key, or ErrNotFound.
+func (b Bucket) Get(ctx context.Context, key string) ([]byte, error) {
+	value, _, err := b.get(ctx, key)
+	return value, err
+}
+
+func (b Bucket) get(ctx context.Context, key string) (value []byte, revision uint64, err error) {
+	_, kv, err := b.open()
+	if err != nil {
+		return nil, 0, err
+	}
+	entry, err := kv.Get(ctx, key)
+	switch {
+	case errors.Is(err, jetstream.ErrKeyNotFound):
+		return nil, 0, fmt.Errorf("%s in %s: %w", key, b.name, ErrNotFound)
+	case err != nil:
+		return nil, 0, fmt.Errorf("%w: read %s in %s: %w", ErrUnavailable, key, b.name, err)
+	}
+	return entry.Value(), entry.Revision(), nil
+}
+
+// Put sets the value of a key.
+func (b Bucket) Put(ctx context.Context, key string, value []byte) error {
+	e, kv, err := b.open()
+	if err != nil {
+		return err
+	}
+	if _, err := kv.Put(ctx, key, value); err != nil {
+		return e.writeError(err)
+	}
+	return nil
+}
+
+// Claim sets the value of a key that has none, and returns the value that the
+// key has then: another one when somebody was faster.
+func (b Bucket) Claim(ctx context.Context, key string, value []byte) ([]byte, error) {
+	e, kv, err := b.open()
+	if err != nil {
+		return nil, err
+	}
+	_, err = kv.Create(ctx, key, value)
+	if errors.Is(err, jetstream.ErrKeyExists) {
+		return b.Get(ctx, key)
+	}
+	if err != nil {
+		return nil, e.writeError(err)
+	}
+	return value, nil
+}
+
+// Update replaces the value of a key by what change makes of it (nil: no value
+// yet), again when somebody else was faster.
+func (b Bucket) Update(ctx context.Context, key string, change func(old []byte) []byte) error {
+	for {
+		e, kv, err := b.open()
+		if err != nil {
+			return err
+		}
+		old, revision, err := b.get(ctx, key)
+		if errors.Is(err, ErrNotFound) {
+			_, err = kv.Create(ctx, key, change(nil))
+		} else if err == nil {
+			_, err = kv.Update(ctx, key, change(old), revision)
+		} else {
+			return err
+		}
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, jetstream.ErrKeyExists) && !errors.Is(e.orderError(err), ErrConflict) {
+			return e.writeError(err)
+		}
+	}
+}
+
+// Delete removes a key, which need not be there.
+func (b Bucket) Delete(ctx context.Context, key string) error {
+	e, kv, err := b.open()
+	if err != nil {
+		return err
+	}
+	if err := kv.Purge(ctx, key); err != nil {
+		return e.writeError(err)
+	}
+	return nil
+}
+
+// Keys returns all keys, oldest entry first.
+func (b Bucket) Keys(ctx context.Context) ([]string, error) {
+	_, kv, err := b.open()
+	if err != nil {
+		return nil, err
+	}
+	lister, err := kv.ListKeys(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("%w: list %s: %w", ErrUnavailable, b.name, err)
+	}
+	defer lister.Stop()
+	var keys []string
+	for key := range lister.Keys() {
+		keys = append(keys, key)
+	}
+	if ctx.Err() != nil {
+		return nil, fmt.Errorf("%w: list %s: %w", ErrUnavailable, b.name, ctx.Err())
+	}
+	return keys, nil
+}
+
+// Empty reports whether there is no key, cheaply. It may say false of a bucket
+// whose last key was just removed.
+func (b Bucket) Empty(ctx context.Context) (bool, error) {
+	_, kv, err := b.open()
+	if err != nil {
+		return false, err
+	}
+	status, err := kv.Status(ctx)
+	if err != nil {
+		return false, fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	return status.Values() == 0, nil
+}

@@ -1,0 +1,251 @@
+package pipeline
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+
+	"github.com/ordergate/ordergate/internal/eventlog"
+	"github.com/ordergate/ordergate/internal/orders"
+	"github.com/ordergate/ordergate/internal/stripeapi"
+	"github.com/ordergate/ordergate/internal/stripehook"
+)
+
+const (
+	// backfillLabel stands for the secret of an event that came by a listing.
+	backfillLabel = "backfill"
+	// backfillReach is how far back Stripe lists events
+	// (https://docs.stripe.com/api/events).
+	backfillReach = 30 * 24 * time.Hour
+	// backfillOverlap is how much earlier than the cursor a listing begins:
+	// deliveries were under way when the gateway stopped.
+	backfillOverlap = time.Hour
+	// backfillWindow is listed at a time, so that old events come before new
+	// ones, as far as Stripe lets them: it lists the newest first.
+	backfillWindow = time.Hour
+	// backfillBuffer bounds the events that are turned around at a time.
+	backfillBuffer = 5000
+	// cursorInterval is how often the gateway notes that it is listening, and
+	// downtime is how old that note is when it was not.
+	cursorInterval = time.Minute
+	downtime       = 3 * time.Minute
+	// maxTypes is how many types Stripe lists at a time.
+	maxTypes = 20
+
+	cursorKey     = "backfill-cursor"
+	accountPrefix = "account."
+)
+
+var (
+	// ErrNoKey means that there is no Stripe API key to list events with.
+	ErrNoKey = errors.New("no Stripe API key")
+	// ErrBusy means that a backfill is running already.
+	ErrBusy = errors.New("a backfill is running already")
+)
+
+// BackfillReport is what a backfill found.
+type BackfillReport struct {
+	// Since and Until are the time that is listed.
+	Since, Until time.Time
+	// Reached is how far the listing has come; Until at the end.
+	Reached time.Time
+	// Listed is how many events Stripe has; Missing how many of them the
+	// gateway did not; Recovered how many of those are stored now.
+	Listed, Missing, Recovered int
+}
+
+// backfills is the state of backfills: one runs at a time.
+type backfills struct {
+	running sync.Mutex
+
+	mu       sync.Mutex
+	accounts map[string]bool // known to be in the bucket
+}
+
+// Backfill lists the events that Stripe has since a time, at most 30 days back,
+// and stores those that are missing, through the same door as the webhooks. It
+// tells progress as it goes. It fails with ErrNoKey, ErrBusy, or what the log or
+// Stripe's API fail with; what was recovered until then stays.
+func (p *Pipeline) Backfill(ctx context.Context, since time.Time, progress func(BackfillReport)) (BackfillReport, error) {
+	if p.Stripe == nil {
+		return BackfillReport{}, fmt.Errorf("%w: set STRIPE_API_KEY to list what Stripe has", ErrNoKey)
+	}
+	if !p.backfills.running.TryLock() {
+		return BackfillReport{}, ErrBusy
+	}
+	defer p.backfills.running.Unlock()
+	now := time.Now()
+	if earliest := now.Add(-backfillReach); since.Before(earliest) {
+		since = earliest
+	}
+	report := BackfillReport{Since: since, Until: now, Reached: since}
+	sources, err := p.eventSources(ctx)
+	if err != nil {
+		return report, err
+	}
+	for report.Reached.Before(report.Until) {
+		until := report.Reached.Add(backfillWindow)
+		if until.After(report.Until) {
+			until = report.Until.Add(time.Second) // Stripe's seconds: the last one counts
+		}
+		for _, source := range sources {
+			for types := range slices.Chunk(orders.EventTypes(), maxTypes) {
+				source.Since, source.Until, source.Types = report.Reached, until, types
+				if err := p.backfillWindow(ctx, source, &report); err != nil {
+					return report, err
+				}
+			}
+		}
+		if report.Reached = until; until.After(report.Until) {
+			report.Reached = report.Until
+		}
+		progress(report)
+	}
+	return report, nil
+}
+
+// eventSources are the accounts whose events are listed, in each mode that there
+// is a key for: the platform's own, and the connected ones that were heard of.
+func (p *Pipeline) eventSources(ctx context.Context) ([]stripeapi.EventQuery, error) {
+	keys, err := p.Log.Bucket(eventlog.State).Keys(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var sources []stripeapi.EventQuery
+	for _, live := range []bool{true, false} {
+		if !p.hasKey(live) {
+			continue
+		}
+		sources = append(sources, stripeapi.EventQuery{Livemode: live})
+		for _, key := range keys {
+			if account, ok := strings.CutPrefix(key, accountPrefix+mode(live)+"."); ok {
+				sources = append(sources, stripeapi.EventQuery{Livemode: live, Account: account})
+			}
+		}
+	}
+	return sources, nil
+}
+
+// backfillWindow stores what is missing of one listing, the oldest first.
+func (p *Pipeline) backfillWindow(ctx context.Context, query stripeapi.EventQuery, report *BackfillReport) error {
+	var events []json.RawMessage
+	store := func() error {
+		slices.Reverse(events)
+		for _, raw := range events {
+			if err := p.backfillEvent(ctx, raw, report); err != nil {
+				return err
+			}
+		}
+		events = events[:0]
+		return nil
+	}
+	for raw, err := range p.Stripe.Events(ctx, query) {
+		if err != nil {
+			return err
+		}
+		if events = append(events, raw); len(events) == backfillBuffer {
+			if err := store(); err != nil {
+				return err
+			}
+		}
+	}
+	return store()
+}
+
+func (p *Pipeline) backfillEvent(ctx context.Context, raw json.RawMessage, report *BackfillReport) error {
+	report.Listed++
+	envelope, err := stripehook.ReadEnvelope(raw)
+	if err != nil {
+		report.Missing++
+		p.Logger.Error("Stripe lists an event that cannot be read", "error", err)
+		return nil
+	}
+	duplicate, err := p.Log.AppendInbox(ctx, eventlog.RawEvent{ID: envelope.ID, Body: raw, SecretLabel: backfillLabel})
+	if err != nil {
+		return err
+	}
+	if !duplicate {
+		report.Missing++
+		report.Recovered++
+	}
+	return nil
+}
+
+// keepCursor notes from time to time that the gateway is listening, and first
+// lists what Stripe sent while it was not. On the very first start there is
+// nothing to list: what was shipped before must not be shipped again.
+func (p *Pipeline) keepCursor(ctx context.Context) {
+	pause := backoff.NewExponentialBackOff()
+	pause.InitialInterval, pause.MaxInterval = time.Second, 5*time.Minute
+	for ctx.Err() == nil {
+		wait := cursorInterval
+		if err := p.catchUp(ctx); err != nil && ctx.Err() == nil {
+			wait = pause.NextBackOff()
+			p.Logger.Error("what Stripe sent while the gateway was away could not be listed; trying again", "in", wait, "error", err)
+		} else {
+			pause.Reset()
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(wait):
+		}
+	}
+}
+
+// catchUp backfills after downtime, and moves the cursor to now.
+func (p *Pipeline) catchUp(ctx context.Context) error {
+	now := time.Now()
+	value, err := p.Log.Bucket(eventlog.State).Get(ctx, cursorKey)
+	switch {
+	case errors.Is(err, eventlog.ErrNotFound):
+	case err != nil:
+		return err
+	default:
+		cursor, err := time.Parse(time.RFC3339, string(value))
+		if err != nil {
+			return fmt.Errorf("the backfill cursor: %w", err)
+		}
+		if p.Stripe != nil && now.Sub(cursor) > downtime {
+			report, err := p.Backfill(ctx, cursor.Add(-backfillOverlap), func(BackfillReport) {})
+			if err != nil {
+				return err
+			}
+			p.Logger.Info("backfill after downtime", "away_since", cursor, "listed", report.Listed, "missing", report.Missing, "recovered", report.Recovered)
+			if now.Sub(cursor) > backfillReach {
+				p.Logger.Warn("Stripe lists events for 30 days only: what was sent before is to be compared by hand", "from", cursor, "to", report.Since)
+			}
+		}
+	}
+	return p.Log.Bucket(eventlog.State).Put(ctx, cursorKey, []byte(now.UTC().Format(time.RFC3339)))
+}
+
+// rememberAccount notes a connected account, so that its events are listed too.
+func (p *Pipeline) rememberAccount(ctx context.Context, e *orders.Event) error {
+	if e.Account == "" {
+		return nil
+	}
+	key := accountPrefix + mode(e.Livemode) + "." + e.Account
+	p.backfills.mu.Lock()
+	known := p.backfills.accounts[key]
+	p.backfills.mu.Unlock()
+	if known {
+		return nil
+	}
+	if _, err := p.Log.Bucket(eventlog.State).Claim(ctx, key, []byte("seen")); err != nil {
+		return err
+	}
+	p.backfills.mu.Lock()
+	defer p.backfills.mu.Unlock()
+	if p.backfills.accounts == nil {
+		p.backfills.accounts = map[string]bool{}
+	}
+	p.backfills.accounts[key] = true
+	return nil
+}

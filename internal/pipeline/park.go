@@ -1,0 +1,166 @@
+package pipeline
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/ordergate/ordergate/internal/eventlog"
+	"github.com/ordergate/ordergate/internal/orders"
+)
+
+// maxWaiting bounds the events that wait for one order.
+const maxWaiting = 100
+
+// Parked is an event that could not be converted, as it is kept. The event is
+// in it whole: INBOX forgets events by age.
+type Parked struct {
+	// Outcome is UNMATCHED or FAILED.
+	Outcome Outcome `json:"outcome"`
+	// Detail says what was wrong.
+	Detail string `json:"detail"`
+	// Event is the raw event.
+	Event []byte `json:"event"`
+	// SecretLabel names the secret that signed it.
+	SecretLabel string `json:"secret"`
+	// Waits are the keys under which it waits for its order.
+	Waits []string `json:"waits,omitempty"`
+}
+
+// park records an event that cannot be converted now, so that it can be acked.
+func (p *Pipeline) park(ctx context.Context, r *result, outcome Outcome) {
+	if err := p.tryPark(ctx, r, outcome); err != nil {
+		r.outcome, r.err = retried, errors.Join(r.err, err)
+		return
+	}
+	r.outcome = outcome
+}
+
+func (p *Pipeline) tryPark(ctx context.Context, r *result, outcome Outcome) error {
+	parked := Parked{Outcome: outcome, Detail: r.err.Error(), Event: r.stored.Body, SecretLabel: r.stored.SecretLabel}
+	if outcome == Unmatched {
+		parked.Waits = referenceKeys(r.event)
+	}
+	value, err := json.Marshal(parked)
+	if err != nil {
+		return err
+	}
+	if err := p.Log.Bucket(eventlog.ParkedEvents).Put(ctx, r.stored.ID, value); err != nil {
+		return err
+	}
+	for _, key := range parked.Waits {
+		if err := p.Log.Bucket(eventlog.Waiting).Update(ctx, key, func(old []byte) []byte { return addWaiting(old, r.stored.ID) }); err != nil {
+			return err
+		}
+	}
+	if outcome != Unmatched {
+		return nil
+	}
+	// The order may have come between the last look and the notes above, and
+	// then nobody would look at them again.
+	owner, err := p.owner(ctx, r.event)
+	if errors.Is(err, eventlog.ErrNotFound) {
+		return nil
+	}
+	if err == nil {
+		if current, _, err := p.newest(ctx, owner); err == nil && current == nil {
+			return nil
+		}
+		err = fmt.Errorf("its order %s has just come", owner)
+	}
+	return err
+}
+
+// addWaiting adds an event to the list of those that wait. One more than a
+// hundred is not in the list, but parked all the same.
+func addWaiting(old []byte, eventID string) []byte {
+	ids := waitingIDs(old)
+	if !slices.Contains(ids, eventID) && len(ids) < maxWaiting {
+		ids = append(ids, eventID)
+	}
+	list, err := json.Marshal(ids)
+	if err != nil { // strings can always be marshalled
+		panic(err)
+	}
+	return list
+}
+
+func waitingIDs(list []byte) []string {
+	var ids []string
+	if err := json.Unmarshal(list, &ids); err != nil {
+		return nil
+	}
+	return ids
+}
+
+// match applies the parked events that waited for the order of an event, and
+// has their notes removed once that is on disk.
+func (p *Pipeline) match(ctx context.Context, r *result) error {
+	if r.waited {
+		return nil // its notes are still there
+	}
+	for _, key := range referenceKeys(r.event) {
+		list, err := p.Log.Bucket(eventlog.Waiting).Get(ctx, key)
+		if errors.Is(err, eventlog.ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		for _, id := range waitingIDs(list) {
+			if err := p.applyParked(ctx, r, id); err != nil {
+				return err
+			}
+		}
+		r.after = append(r.after, func(ctx context.Context) error { return p.Log.Bucket(eventlog.Waiting).Delete(ctx, key) })
+	}
+	return nil
+}
+
+// applyParked applies one parked event to the order of r.
+func (p *Pipeline) applyParked(ctx context.Context, r *result, id string) error {
+	parked, err := p.ParkedEvent(ctx, id)
+	if errors.Is(err, eventlog.ErrNotFound) {
+		return nil // it waited under another key too, and is done with
+	}
+	if err != nil {
+		return err
+	}
+	event, err := orders.Parse(parked.Event, p.Sources)
+	if err != nil {
+		return nil // it stays parked, for an operator
+	}
+	waited := &result{
+		waited: true,
+		slow:   r.slow,
+		stored: &eventlog.StoredEvent{RawEvent: eventlog.RawEvent{ID: id, Body: parked.Event, SecretLabel: parked.SecretLabel}},
+		event:  event,
+	}
+	if err := p.apply(ctx, waited); err != nil {
+		return fmt.Errorf("event %s, which waited for this order: %w", id, err)
+	}
+	r.after = append(r.after, waited.after...)
+	r.after = append(r.after, func(ctx context.Context) error {
+		if err := p.Log.Bucket(eventlog.ParkedEvents).Delete(ctx, id); err != nil {
+			return err
+		}
+		p.logResult(waited)
+		return nil
+	})
+	return nil
+}
+
+// ParkedEvent returns a parked event, or eventlog.ErrNotFound.
+func (p *Pipeline) ParkedEvent(ctx context.Context, eventID string) (Parked, error) {
+	value, err := p.Log.Bucket(eventlog.ParkedEvents).Get(ctx, eventID)
+	if err != nil {
+		return Parked{}, err
+	}
+	var parked Parked
+	if err := json.Unmarshal(value, &parked); err != nil {
+		return Parked{}, fmt.Errorf("parked event %s: %w", eventID, err)
+	}
+	return parked, nil
+}

@@ -1,0 +1,212 @@
+package pipeline
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/ordergate/ordergate/internal/eventlog"
+	"github.com/ordergate/ordergate/internal/orders"
+	"github.com/ordergate/ordergate/internal/stripeapi"
+)
+
+// referenceKey is the key of a reference in the bucket: accounts and modes
+// never meet.
+func referenceKey(e *orders.Event, r orders.Reference) string {
+	account := e.Account
+	if account == "" {
+		account = "platform"
+	}
+	return mode(e.Livemode) + "." + account + "." + string(r.Kind) + "." + r.ID
+}
+
+func referenceKeys(e *orders.Event) []string {
+	var keys []string
+	for _, r := range e.References() {
+		keys = append(keys, referenceKey(e, r))
+	}
+	return keys
+}
+
+// resolve returns the id of the order that an event is about, and records what
+// points to it: before anything is written to the order, and each time, because
+// the two are not one transaction.
+func (p *Pipeline) resolve(ctx context.Context, r *result) (orderID string, err error) {
+	orderID, err = p.orderOf(ctx, r)
+	if err != nil {
+		return "", err
+	}
+	for _, key := range referenceKeys(r.event) {
+		if err := p.Log.Bucket(eventlog.References).Put(ctx, key, []byte(orderID)); err != nil {
+			return "", err
+		}
+	}
+	return orderID, nil
+}
+
+func (p *Pipeline) orderOf(ctx context.Context, r *result) (orderID string, err error) {
+	e := r.event
+	if e.OrderID() != "" && !e.MustClaim() {
+		return e.OrderID(), nil
+	}
+	owner, err := p.owner(ctx, e)
+	if !errors.Is(err, eventlog.ErrNotFound) {
+		return owner, err
+	}
+	if e.OrderID() != "" {
+		return p.claim(ctx, r)
+	}
+	return p.recoverSale(ctx, r)
+}
+
+// owner returns the order that one of an event's references points to, the best
+// reference first, or eventlog.ErrNotFound.
+func (p *Pipeline) owner(ctx context.Context, e *orders.Event) (string, error) {
+	for _, key := range referenceKeys(e) {
+		owner, err := p.Log.Bucket(eventlog.References).Get(ctx, key)
+		if !errors.Is(err, eventlog.ErrNotFound) {
+			return string(owner), err
+		}
+	}
+	return "", fmt.Errorf("%s: %w", e.Type, eventlog.ErrNotFound)
+}
+
+// claim settles whose sale it is that a PaymentIntent or a subscription's first
+// invoice tells of: the Checkout Session's that Stripe names, else its own. Only
+// Stripe knows: without an API key the event waits for the Session's.
+func (p *Pipeline) claim(ctx context.Context, r *result) (orderID string, err error) {
+	e := r.event
+	if !p.hasKey(e.Livemode) {
+		return "", fmt.Errorf("%w: whether a Checkout Session claims it is only known with a Stripe API key for %s mode", errUnmatched, mode(e.Livemode))
+	}
+	if !r.slow {
+		return "", errAskStripe
+	}
+	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
+	defer cancel()
+	session, err := p.lookUpSession(ctx, e)
+	switch {
+	case err == nil:
+		return idOf(session), nil
+	case !errors.Is(err, stripeapi.ErrNotFound):
+		return "", refused(err)
+	}
+	// The best reference decides between two gateways that come this far.
+	owner, err := p.Log.Bucket(eventlog.References).Claim(ctx, referenceKeys(e)[0], []byte(e.OrderID()))
+	return string(owner), err
+}
+
+// refused makes an event wait for its order where Stripe would not say which one
+// it is.
+func refused(err error) error {
+	if errors.Is(err, stripeapi.ErrUnavailable) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", errUnmatched, err)
+}
+
+func idOf(raw json.RawMessage) string {
+	var object struct{ ID string }
+	if err := json.Unmarshal(raw, &object); err != nil { // stripeapi has checked it
+		return ""
+	}
+	return object.ID
+}
+
+// recoverSale finds the sale that an event follows up and that was never heard
+// of, and rebuilds its order, which is then held for an operator.
+func (p *Pipeline) recoverSale(ctx context.Context, r *result) (orderID string, err error) {
+	e := r.event
+	// Most often the sale is only late.
+	if r.deliveries < maxDeliveries || e.Optional() || !p.hasKey(e.Livemode) {
+		return "", errUnmatched
+	}
+	if !r.slow {
+		return "", errAskStripe
+	}
+	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
+	defer cancel()
+	sale, err := p.lookUpSale(ctx, e)
+	if err != nil {
+		return "", refused(err)
+	}
+	rebuilt := &result{stored: r.stored, event: sale, deliveries: r.deliveries, slow: true}
+	if err := p.apply(ctx, rebuilt); err != nil {
+		return "", err
+	}
+	r.after = append(r.after, rebuilt.after...)
+	p.Logger.Warn("an order was rebuilt from a lookup at Stripe: its sale event never came. It is held until an operator releases it",
+		"order", rebuilt.orderID, "mode", mode(e.Livemode), "event", r.stored.ID)
+	return rebuilt.orderID, nil
+}
+
+// lookUpSession asks Stripe for the Checkout Session of a sale.
+func (p *Pipeline) lookUpSession(ctx context.Context, e *orders.Event) (json.RawMessage, error) {
+	return firstFound(e, func(reference orders.Reference, of stripeapi.Ref) (json.RawMessage, error) {
+		switch reference.Kind {
+		case orders.PaymentIntent:
+			return p.Stripe.CheckoutSessionByPaymentIntent(ctx, of)
+		case orders.Subscription:
+			return p.Stripe.CheckoutSessionBySubscription(ctx, of)
+		}
+		return nil, stripeapi.ErrNotFound
+	})
+}
+
+// lookUpSale asks Stripe for the sale that an event follows up: the Session, the
+// invoice, or the PaymentIntent itself.
+func (p *Pipeline) lookUpSale(ctx context.Context, e *orders.Event) (*orders.Event, error) {
+	raw, err := p.lookUpSession(ctx, e)
+	if errors.Is(err, stripeapi.ErrNotFound) {
+		raw, err = firstFound(e, func(reference orders.Reference, of stripeapi.Ref) (json.RawMessage, error) {
+			switch reference.Kind {
+			case orders.Invoice:
+				return p.Stripe.Invoice(ctx, of)
+			case orders.PaymentIntent:
+				return p.paymentOrItsInvoice(ctx, of)
+			}
+			return nil, stripeapi.ErrNotFound
+		})
+	}
+	if err != nil {
+		return nil, err
+	}
+	sale, err := orders.ParseLookup(raw, orders.Lookup{Account: e.Account, Livemode: e.Livemode, APIVersion: stripeapi.APIVersion}, p.Sources)
+	if err == nil && sale.Ignored() {
+		err = fmt.Errorf("%s is no sale of this gateway's: %w", idOf(raw), stripeapi.ErrNotFound)
+	}
+	return sale, err
+}
+
+// firstFound asks for each of an event's references in turn.
+func firstFound(e *orders.Event, ask func(orders.Reference, stripeapi.Ref) (json.RawMessage, error)) (json.RawMessage, error) {
+	for _, reference := range e.References() {
+		raw, err := ask(reference, ref(e, reference.ID))
+		if !errors.Is(err, stripeapi.ErrNotFound) {
+			return raw, err
+		}
+	}
+	return nil, fmt.Errorf("the sale of %s: %w", e.Type, stripeapi.ErrNotFound)
+}
+
+// paymentOrItsInvoice returns the invoice that a PaymentIntent pays, or else the
+// PaymentIntent.
+func (p *Pipeline) paymentOrItsInvoice(ctx context.Context, of stripeapi.Ref) (json.RawMessage, error) {
+	raw, err := p.Stripe.PaymentIntent(ctx, of)
+	if err != nil {
+		return nil, err
+	}
+	var intent struct{ Invoice string }
+	if json.Unmarshal(raw, &intent) != nil || intent.Invoice == "" {
+		return raw, nil
+	}
+	of.ID = intent.Invoice
+	return p.Stripe.Invoice(ctx, of)
+}
+
+func ref(e *orders.Event, id string) stripeapi.Ref {
+	return stripeapi.Ref{ID: id, Account: e.Account, Livemode: e.Livemode}
+}
+
+func (p *Pipeline) hasKey(livemode bool) bool { return p.Stripe != nil && p.Stripe.Has(livemode) }
