@@ -1,102 +1,165 @@
 // Package sample makes Stripe events as Stripe would send them, about people
 // and orders that do not exist: for `ordergate trigger` and for tests.
+//
+// Each *.json is a Stripe object. Of its values, `$session`, `$now` and so on
+// become what they are in one story (see newCast); `$self` is its own id.
 package sample
 
 import (
 	"crypto/rand"
-	_ "embed"
+	"embed"
 	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 )
 
 // apiVersion is the Stripe API version that the samples are in the shape of.
 const apiVersion = "2025-09-30.clover"
 
-//go:embed session.json
-var sessionJSON []byte
+//go:embed *.json
+var templates embed.FS
 
 // Event is a sample event.
 type Event struct {
-	// ID and Type are the event's, OrderID the Checkout Session's.
+	// ID and Type are the event's, OrderID that of the order it is about.
 	ID, Type, OrderID string
 	// Body is what Stripe would send.
 	Body []byte
 }
 
-// step is one event of a story: its type, and what the session says by then.
-type step struct {
-	eventType     string
-	status        string
-	paymentStatus string
+// Summary is a scenario in short.
+type Summary struct {
+	// Name is the scenario's, Type that of its last event.
+	Name, Type string
+	// About says in a line what happens.
+	About string
 }
 
-// Types of events, as Stripe names them.
-const (
-	Completed        = "checkout.session.completed"
-	PaymentSucceeded = "checkout.session.async_payment_succeeded"
-	PaymentFailed    = "checkout.session.async_payment_failed"
-	Expired          = "checkout.session.expired"
-)
-
-// placed is how each order that is paid for later begins.
-var placed = step{Completed, "complete", "unpaid"}
-
-// stories are the events that lead to an event of a type, and that event.
-var stories = map[string][]step{
-	Completed:        {{Completed, "complete", "paid"}},
-	PaymentSucceeded: {placed, {PaymentSucceeded, "complete", "paid"}},
-	PaymentFailed:    {placed, {PaymentFailed, "complete", "unpaid"}},
-	Expired:          {placed, {Expired, "expired", "unpaid"}},
+// Scenarios lists the scenarios, the simplest of each type first.
+func Scenarios() (list []Summary) {
+	for _, s := range stories {
+		list = append(list, Summary{Name: s.name, Type: s.endsWith(), About: s.about})
+	}
+	return list
 }
 
 // Types returns the types that there are samples of.
-func Types() []string { return slices.Sorted(maps.Keys(stories)) }
+func Types() (types []string) {
+	for _, s := range stories {
+		if !slices.Contains(types, s.endsWith()) {
+			types = append(types, s.endsWith())
+		}
+	}
+	return types
+}
 
 // Story returns the events about one new order that lead to an event of a type,
-// that event last. now becomes their `created`.
+// that event last: the first of the scenarios that end with it. now becomes
+// their `created`.
 func Story(eventType string, now time.Time) ([]Event, error) {
-	steps, ok := stories[eventType]
-	if !ok {
-		return nil, fmt.Errorf("there is no sample of %q: try one of %v", eventType, Types())
+	i := slices.IndexFunc(stories, func(s story) bool { return s.endsWith() == eventType })
+	if i < 0 {
+		return nil, fmt.Errorf("there is no sample of %q: try one of %s", eventType, strings.Join(Types(), ", "))
 	}
-	key := rand.Text()
-	orderID := "cs_test_a1" + key
-	var events []Event
-	for _, s := range steps {
-		body, id, err := s.body(orderID, "pi_3"+key[:24], now)
-		if err != nil {
-			return nil, err
+	return stories[i].events(now)
+}
+
+// Scenario returns the events of the scenario with this name, about a new order.
+// now becomes their `created`.
+func Scenario(name string, now time.Time) ([]Event, error) {
+	i := slices.IndexFunc(stories, func(s story) bool { return s.name == name })
+	if i < 0 {
+		var names []string
+		for _, s := range stories {
+			names = append(names, s.name)
 		}
-		events = append(events, Event{ID: id, Type: s.eventType, OrderID: orderID, Body: body})
+		return nil, fmt.Errorf("there is no scenario %q: try one of %s", name, strings.Join(names, ", "))
+	}
+	return stories[i].events(now)
+}
+
+func (s story) endsWith() string { return s.steps[len(s.steps)-1].eventType }
+
+func (s story) events(now time.Time) (events []Event, err error) {
+	cast := newCast(now)
+	for _, step := range s.steps {
+		event, err := step.event(cast, now)
+		if err != nil {
+			return nil, fmt.Errorf("sample %s of %s: %w", step.eventType, s.name, err)
+		}
+		events = append(events, event)
 	}
 	return events, nil
 }
 
-func (s step) body(orderID, paymentIntent string, now time.Time) (body []byte, id string, err error) {
-	var session map[string]any
-	if err := json.Unmarshal(sessionJSON, &session); err != nil {
-		return nil, "", fmt.Errorf("sample session: %w", err)
+// newCast returns what `$session` and so on are in one story: pairs for a
+// strings.Replacer. A time is a number, so it takes the quotes with it.
+func newCast(now time.Time) *strings.Replacer {
+	key := rand.Text()[:24]
+	at := func(t time.Time) string { return strconv.FormatInt(t.Unix(), 10) }
+	return strings.NewReplacer(
+		"$session", "cs_test_a1"+key,
+		"$payment_intent", "pi_3"+key,
+		"$charge", "ch_3"+key,
+		"$refund", "re_3"+key,
+		"$dispute", "du_1"+key,
+		"$review", "prv_1"+key,
+		"$warning", "issfr_1"+key,
+		"$customer", "cus_"+key[:14],
+		"$subscription", "sub_1"+key,
+		"$invoice", "in_1"+key,
+		"$next_invoice", "in_2"+key,
+		`"$last_month"`, at(now.AddDate(0, -1, 0)),
+		`"$minute_ago"`, at(now.Add(-time.Minute)),
+		`"$now"`, at(now),
+		`"$tomorrow"`, at(now.AddDate(0, 0, 1)),
+		`"$next_week"`, at(now.AddDate(0, 0, 7)),
+		`"$next_month"`, at(now.AddDate(0, 1, 0)),
+	)
+}
+
+func (s step) event(cast *strings.Replacer, now time.Time) (Event, error) {
+	about, err := s.object(cast)
+	if err != nil {
+		return Event{}, err
 	}
-	session["id"] = orderID
-	session["created"] = now.Add(-time.Minute).Unix()
-	session["expires_at"] = now.Add(24 * time.Hour).Unix()
-	session["payment_intent"] = paymentIntent
-	session["status"] = s.status
-	session["payment_status"] = s.paymentStatus
-	id = "evt_1" + rand.Text()
-	body, err = json.MarshalIndent(map[string]any{
-		"id":               id,
+	e := Event{ID: "evt_1" + rand.Text(), Type: s.eventType, OrderID: cast.Replace("$session")}
+	if s.order != "" {
+		e.OrderID = cast.Replace(s.order)
+	}
+	e.Body, err = json.MarshalIndent(map[string]any{
+		"id":               e.ID,
 		"object":           "event",
 		"api_version":      apiVersion,
 		"created":          now.Unix(),
-		"data":             map[string]any{"object": session},
+		"data":             map[string]any{"object": about},
 		"livemode":         false,
 		"pending_webhooks": 1,
 		"request":          map[string]any{"id": nil, "idempotency_key": nil},
-		"type":             s.eventType,
+		"type":             e.Type,
 	}, "", "  ")
-	return body, id, err
+	return e, err
+}
+
+// object fills in the template.
+func (s step) object(cast *strings.Replacer) (json.RawMessage, error) {
+	template, err := templates.ReadFile(s.template + ".json")
+	if err != nil {
+		return nil, err
+	}
+	var object map[string]any
+	if err := json.Unmarshal(template, &object); err != nil {
+		return nil, fmt.Errorf("%s.json: %w", s.template, err)
+	}
+	maps.Copy(object, s.with)
+	text, err := json.Marshal(object)
+	if err != nil {
+		return nil, err
+	}
+	id, _ := object["id"].(string)
+	return json.RawMessage(cast.Replace(strings.ReplaceAll(string(text), "$self", id))), nil
 }
