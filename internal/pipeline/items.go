@@ -58,7 +58,7 @@ func (p *Pipeline) readItems(ctx context.Context, of stripeapi.Ref) (orders.Line
 		items, err := p.Stripe.LineItems(ctx, of)
 		switch {
 		case errors.Is(err, stripeapi.ErrUnavailable):
-			p.items.setAway(time.Now().Add(itemsPause))
+			p.items.setAway(time.Now().Add(p.itemsPause))
 		case err == nil:
 			p.items.setAway(time.Time{})
 		}
@@ -148,7 +148,7 @@ func (p *Pipeline) completeItems(ctx context.Context) {
 	if p.Stripe == nil {
 		return
 	}
-	tick := time.NewTicker(itemsInterval)
+	tick := time.NewTicker(p.itemsInterval)
 	defer tick.Stop()
 	for {
 		select {

@@ -106,6 +106,11 @@ type Pipeline struct {
 	items   itemReader
 
 	backfills backfills
+
+	// What a test makes shorter.
+	retryDelay    func(deliveries int) time.Duration
+	itemsInterval time.Duration
+	itemsPause    time.Duration
 }
 
 // New returns a pipeline from the inbox of a log to its orders.
@@ -116,7 +121,10 @@ func New(cfg Config) *Pipeline {
 			Name: "ordergate_pipeline_events_total",
 			Help: "Events taken from the inbox by what became of them.",
 		}, []string{"outcome"}),
-		slowest: semaphore.NewWeighted(maxSlow),
+		slowest:       semaphore.NewWeighted(maxSlow),
+		retryDelay:    retryDelay,
+		itemsInterval: itemsInterval,
+		itemsPause:    itemsPause,
 	}
 	cfg.Metrics.MustRegister(p.outcomes)
 	return p
@@ -189,7 +197,7 @@ func (p *Pipeline) handle(ctx context.Context, batch []*eventlog.InboxMessage) {
 // full.
 func (p *Pipeline) goSlow(ctx context.Context, r *result) {
 	if !p.slowest.TryAcquire(1) {
-		r.message.Retry(retryDelay(1))
+		r.message.Retry(p.retryDelay(1))
 		return
 	}
 	r.slow, r.err = true, nil
@@ -359,7 +367,7 @@ func (p *Pipeline) settle(ctx context.Context, r *result) {
 	}
 	var err error
 	if r.outcome == retried {
-		err = r.message.Retry(retryDelay(r.deliveries))
+		err = r.message.Retry(p.retryDelay(r.deliveries))
 	} else {
 		err = r.message.Ack()
 	}

@@ -93,22 +93,23 @@ func (r *rig) storeStory(eventType string) []sample.Event {
 	return story
 }
 
-// run converts until the stream of orders holds n events more than before.
+// run converts until the stream of orders holds n events more than before, and
+// everything in hand was dealt with.
 func (r *rig) run(n uint64) {
 	r.t.Helper()
 	state, err := r.log.OrdersState(r.deadline())
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	ctx, stop := context.WithCancel(r.deadline())
-	defer stop()
-	var running sync.WaitGroup
-	running.Go(func() { r.pipeline.Run(ctx) })
-	if err := r.log.AwaitOrders(ctx, state.Durable+n-1); err != nil {
-		r.t.Fatal(err)
-	}
-	stop()
-	running.Wait()
+	r.running(func() {
+		if err := r.log.AwaitOrders(r.deadline(), state.Durable+n-1); err != nil {
+			r.t.Fatal(err)
+		}
+		awaitValue(r, func() (bool, bool) {
+			inbox, err := r.log.InboxState(r.deadline())
+			return true, err == nil && inbox.Converted == inbox.Last
+		})
+	})
 }
 
 // changes lists all durable order events in short.

@@ -1,0 +1,642 @@
+package pipeline
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
+	"github.com/ordergate/ordergate/internal/eventlog"
+	"github.com/ordergate/ordergate/internal/orders"
+	"github.com/ordergate/ordergate/internal/sample"
+	"github.com/ordergate/ordergate/internal/stripeapi"
+	"github.com/ordergate/ordergate/internal/stripetest"
+)
+
+// shop is a Stripe account that a test fills.
+type shop struct {
+	*stripetest.Server
+	mu       sync.Mutex
+	sessions map[string]json.RawMessage // by PaymentIntent or Subscription
+	events   []json.RawMessage
+	// items answers for line items; one shirt unless a test says otherwise.
+	items atomic.Pointer[http.Handler]
+	asked atomic.Int32 // requests for line items
+}
+
+const oneShirt = `{"id":"li_1","object":"item","quantity":2,"description":"Shirt","amount_subtotal":5400,"amount_total":5400,"amount_discount":0,"amount_tax":862,
+	"price":{"id":"price_1","object":"price","product":{"id":"prod_1","object":"product","name":"Shirt","metadata":{"sku":"S-1"},"shippable":true}}}`
+
+func newShop(t *testing.T) *shop {
+	s := &shop{Server: stripetest.NewServer(t), sessions: map[string]json.RawMessage{}}
+	s.answerItems(stripetest.List(func(*http.Request) []json.RawMessage { return []json.RawMessage{json.RawMessage(oneShirt)} }))
+	items := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s.asked.Add(1)
+		(*s.items.Load()).ServeHTTP(w, r)
+	})
+	s.Handle("GET /v1/checkout/sessions/{id}/line_items", items)
+	s.Handle("GET /v1/invoices/{id}/lines", items)
+	s.Handle("GET /v1/checkout/sessions", stripetest.List(func(r *http.Request) []json.RawMessage {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		by := r.URL.Query().Get("payment_intent") + r.URL.Query().Get("subscription")
+		if raw, ok := s.sessions[by]; ok {
+			return []json.RawMessage{raw}
+		}
+		return nil
+	}))
+	s.Handle("GET /v1/payment_intents/{id}", stripetest.Error(404, "resource_missing", "No such payment_intent"))
+	s.Handle("GET /v1/events", stripetest.Events(func(r *http.Request) []json.RawMessage {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if r.Header.Get("Stripe-Account") != "" {
+			return nil
+		}
+		return slices.Clone(s.events)
+	}))
+	return s
+}
+
+func (s *shop) answerItems(h http.Handler) { s.items.Store(&h) }
+
+// knows has the API find the session of an event.
+func (s *shop) knows(t *testing.T, event sample.Event) {
+	t.Helper()
+	var e struct {
+		Data struct{ Object json.RawMessage }
+	}
+	if err := json.Unmarshal(event.Body, &e); err != nil {
+		t.Fatal(err)
+	}
+	var session struct {
+		PaymentIntent string `json:"payment_intent"`
+		Subscription  string
+	}
+	if err := json.Unmarshal(e.Data.Object, &session); err != nil {
+		t.Fatal(err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.sessions[session.PaymentIntent+session.Subscription] = e.Data.Object
+}
+
+// withStripe gives a rig a shop, an API key for it, and little patience.
+func withStripe(t *testing.T, r *rig) *shop {
+	t.Helper()
+	s := newShop(t)
+	client, err := stripeapi.New(stripeapi.Config{Keys: []string{"rk_test_pipeline"}, Base: s.URL, Rate: 1000, AttemptTimeout: 5 * time.Second, Logger: r.pipeline.Logger})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.pipeline.Stripe = client
+	r.pipeline.ItemsDeadline = 10 * time.Second
+	impatient(r)
+	return s
+}
+
+func impatient(r *rig) {
+	r.pipeline.retryDelay = func(int) time.Duration { return 10 * time.Millisecond }
+	r.pipeline.itemsInterval = 10 * time.Millisecond
+	r.pipeline.itemsPause = 50 * time.Millisecond
+}
+
+// until runs the pipeline until done says so of the newest state of an order,
+// and returns that state.
+func (r *rig) until(orderID string, done func(*ordergatev1.Order) bool) (order *ordergatev1.Order) {
+	r.t.Helper()
+	r.running(func() { order = r.await(orderID, done) })
+	return order
+}
+
+// await waits for a state of an order.
+func (r *rig) await(orderID string, done func(*ordergatev1.Order) bool) *ordergatev1.Order {
+	r.t.Helper()
+	ctx := r.deadline()
+	for after := uint64(0); ; {
+		if err := r.log.AwaitOrders(ctx, after); err != nil {
+			r.t.Fatalf("order %s did not come that far: %v\n%v", orderID, err, r.changes())
+		}
+		records, next, err := r.log.ReadOrders(ctx, after, 100)
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		after = next
+		for _, record := range records {
+			if record.OrderID != orderID {
+				continue
+			}
+			event, err := record.Event()
+			if err != nil {
+				r.t.Fatal(err)
+			}
+			if done(event.GetOrder()) {
+				return event.GetOrder()
+			}
+		}
+	}
+}
+
+func directiveIs(want ordergatev1.Directive) func(*ordergatev1.Order) bool {
+	return func(o *ordergatev1.Order) bool { return o.GetDirective() == want }
+}
+
+// running runs the pipeline while do does something.
+func (r *rig) running(do func()) {
+	r.t.Helper()
+	ctx, stop := context.WithCancel(r.deadline())
+	var running sync.WaitGroup
+	running.Go(func() { r.pipeline.Run(ctx) })
+	defer running.Wait()
+	defer stop()
+	do()
+}
+
+// untilParked runs the pipeline until an event is parked.
+func (r *rig) untilParked(eventID string) (parked Parked) {
+	r.t.Helper()
+	r.running(func() {
+		parked = awaitValue(r, func() (Parked, bool) {
+			parked, err := r.pipeline.ParkedEvent(r.deadline(), eventID)
+			if err != nil && !errors.Is(err, eventlog.ErrNotFound) {
+				r.t.Fatal(err)
+			}
+			return parked, err == nil
+		})
+	})
+	return parked
+}
+
+// awaitValue polls what tells nobody when it is there.
+func awaitValue[T any](r *rig, get func() (T, bool)) T {
+	r.t.Helper()
+	ctx := r.deadline()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if value, ok := get(); ok {
+			return value
+		}
+		select {
+		case <-ctx.Done():
+			r.t.Fatal("it did not happen in time")
+		case <-tick.C:
+		}
+	}
+}
+
+func (r *rig) scenario(name string) []sample.Event {
+	r.t.Helper()
+	story, err := sample.Scenario(name, time.Now())
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return story
+}
+
+func (r *rig) storeAll(events ...sample.Event) {
+	r.t.Helper()
+	for _, e := range events {
+		r.store(e.ID, e.Body)
+	}
+}
+
+// Follow-ups find their order, whether they come after it or before.
+func TestFollowUpsInAnyOrder(t *testing.T) {
+	tests := []struct {
+		scenario string
+		want     ordergatev1.Directive
+	}{
+		{"refunded", ordergatev1.Directive_DIRECTIVE_CANCEL},
+		{"disputed", ordergatev1.Directive_DIRECTIVE_HOLD},
+		{"disputed-lost", ordergatev1.Directive_DIRECTIVE_CANCEL},
+		{"fraud-warning", ordergatev1.Directive_DIRECTIVE_HOLD},
+		{"reviewed", ordergatev1.Directive_DIRECTIVE_HOLD},
+	}
+	r := newRig(t, nil)
+	impatient(r)
+	for _, tt := range tests {
+		for _, backwards := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s backwards=%v", tt.scenario, backwards), func(t *testing.T) {
+				story := r.scenario(tt.scenario)
+				if backwards {
+					slices.Reverse(story)
+				}
+				r.storeAll(story...)
+				r.until(story[0].OrderID, directiveIs(tt.want))
+			})
+		}
+	}
+}
+
+// An event whose order is not known is parked, and applied when the order comes:
+// also when the gateway was restarted in between, and without its raw event.
+func TestUnmatchedWaitsForItsOrder(t *testing.T) {
+	r := newRig(t, nil)
+	impatient(r)
+	story := r.scenario("refunded")
+	r.storeAll(story[1])
+	parked := r.untilParked(story[1].ID)
+	if parked.Outcome != Unmatched || string(parked.Event) != string(story[1].Body) {
+		t.Errorf("parked = %+v", parked)
+	}
+	r.storeAll(story[0])
+	order := r.until(story[0].OrderID, directiveIs(ordergatev1.Directive_DIRECTIVE_CANCEL))
+	if order.GetStatus() != ordergatev1.OrderStatus_ORDER_STATUS_REFUNDED || order.GetRevision() != 2 {
+		t.Errorf("order = %v", order)
+	}
+	r.running(func() {
+		awaitValue(r, func() (bool, bool) {
+			_, err := r.pipeline.ParkedEvent(r.deadline(), story[1].ID)
+			return true, errors.Is(err, eventlog.ErrNotFound)
+		})
+	})
+	if keys, err := r.log.Bucket(eventlog.Waiting).Keys(r.deadline()); err != nil || len(keys) > 1 {
+		// The charge's key may stay: nothing is found behind it any more.
+		t.Errorf("waiting = %v, %v", keys, err)
+	}
+}
+
+// Accounts and modes never meet, even where ids do.
+func TestAccountsAreKeptApart(t *testing.T) {
+	r := newRig(t, nil)
+	impatient(r)
+	story := r.scenario("refunded")
+	other := strings.Replace(string(story[1].Body), `"object": "event"`, `"object": "event", "account": "acct_other"`, 1)
+	if other == string(story[1].Body) {
+		t.Fatal("the sample changed its form")
+	}
+	r.storeAll(story[0])
+	r.store("evt_other", []byte(strings.Replace(other, story[1].ID, "evt_other", 1)))
+	if parked := r.untilParked("evt_other"); parked.Outcome != Unmatched {
+		t.Errorf("parked = %+v", parked)
+	}
+	if got := r.changes(); len(got) != 1 {
+		t.Errorf("changes = %v: an event of another account touched the order", got)
+	}
+}
+
+func TestLineItemsComeWithTheOrder(t *testing.T) {
+	r := newRig(t, nil)
+	withStripe(t, r)
+	story := r.scenario("paid")
+	r.storeAll(story...)
+	order := r.until(story[0].OrderID, func(*ordergatev1.Order) bool { return true })
+	if order.GetRevision() != 1 || order.GetDirective() != ordergatev1.Directive_DIRECTIVE_SHIP || order.GetLineItemsState() != ordergatev1.LineItemsState_LINE_ITEMS_STATE_COMPLETE {
+		t.Errorf("order = %v", order)
+	}
+	if items := order.GetLineItems(); len(items) != 1 || items[0].GetQuantity() != 2 || items[0].GetProduct().GetMetadata()["sku"] != "S-1" {
+		t.Errorf("items = %v", items)
+	}
+}
+
+// When Stripe's API stalls or fails, the order goes out after the deadline, as
+// WAIT; its line items follow when the API is back, also after a restart.
+func TestLineItemsFollow(t *testing.T) {
+	stalled := make(chan struct{})
+	for name, broken := range map[string]http.Handler{
+		"stalls": http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+			select {
+			case <-r.Context().Done():
+			case <-stalled:
+			}
+		}),
+		"fails": stripetest.Error(500, "", "broken"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, nil)
+			s := withStripe(t, r)
+			r.pipeline.ItemsDeadline = 300 * time.Millisecond
+			good := *s.items.Load()
+			s.answerItems(broken)
+			story := r.scenario("paid")
+			r.storeAll(story...)
+			order := r.until(story[0].OrderID, func(*ordergatev1.Order) bool { return true })
+			if order.GetDirective() != ordergatev1.Directive_DIRECTIVE_WAIT || order.GetLineItemsState() != ordergatev1.LineItemsState_LINE_ITEMS_STATE_PENDING ||
+				!slices.Contains(order.GetWaitReasons(), ordergatev1.WaitReason_WAIT_REASON_LINE_ITEMS_PENDING) {
+				t.Errorf("order = %v", order)
+			}
+			// until has stopped the pipeline: it goes on with what is on disk.
+			s.answerItems(good)
+			order = r.until(story[0].OrderID, directiveIs(ordergatev1.Directive_DIRECTIVE_SHIP))
+			if order.GetRevision() != 2 || len(order.GetLineItems()) != 1 {
+				t.Errorf("order = %v", order)
+			}
+			r.running(func() {
+				awaitValue(r, func() (bool, bool) {
+					keys, err := r.log.Bucket(eventlog.PendingItems).Keys(r.deadline())
+					return true, err == nil && len(keys) == 0
+				})
+			})
+		})
+	}
+	close(stalled)
+}
+
+// While the API is away nobody waits for it: the orders go out at once,
+// with little asked of Stripe, and every one gets its line items later.
+func TestStripeAwayHoldsUpNobody(t *testing.T) {
+	r := newRig(t, nil)
+	s := withStripe(t, r)
+	r.pipeline.itemsPause = time.Hour // the API is found to be away once
+	good := *s.items.Load()
+	s.answerItems(stripetest.Error(400, "", "not that"))
+	r.pipeline.items.setAway(time.Now().Add(time.Hour))
+	const n = 100
+	var ids []string
+	for range n {
+		story := r.scenario("paid")
+		r.storeAll(story...)
+		ids = append(ids, story[0].OrderID)
+	}
+	r.until(ids[n-1], directiveIs(ordergatev1.Directive_DIRECTIVE_WAIT))
+	if asked := s.asked.Load(); asked != 0 {
+		t.Errorf("Stripe was asked %d times while it was known to be away", asked)
+	}
+	s.answerItems(good)
+	r.pipeline.items.setAway(time.Time{})
+	r.running(func() {
+		for _, id := range ids {
+			r.await(id, directiveIs(ordergatev1.Directive_DIRECTIVE_SHIP))
+		}
+	})
+}
+
+// A key that may not read line items is said once; the order waits.
+func TestRefusedLineItems(t *testing.T) {
+	r := newRig(t, nil)
+	s := withStripe(t, r)
+	s.answerItems(stripetest.Error(403, "", "The provided key does not have the required permissions. Having the 'rak_checkout_session_read' permission would allow this request to continue."))
+	one, two := r.scenario("paid"), r.scenario("paid")
+	r.storeAll(one[0], two[0])
+	r.until(one[0].OrderID, directiveIs(ordergatev1.Directive_DIRECTIVE_WAIT))
+	r.until(two[0].OrderID, directiveIs(ordergatev1.Directive_DIRECTIVE_WAIT))
+	if n := strings.Count(r.lines.String(), "permission=rak_checkout_session_read"); n != 1 {
+		t.Errorf("the missing permission was reported %d times", n)
+	}
+}
+
+// Elements: a PaymentIntent makes an order only when no Session claims it,
+// whichever event comes first.
+func TestNeverTwoOrdersForOneSale(t *testing.T) {
+	t.Run("no session", func(t *testing.T) {
+		r := newRig(t, nil)
+		withStripe(t, r)
+		r.pipeline.Sources.PaymentIntents = true
+		story := r.scenario("elements")
+		r.storeAll(story...)
+		order := r.until(story[0].OrderID, directiveIs(ordergatev1.Directive_DIRECTIVE_SHIP))
+		if order.GetSource() != ordergatev1.OrderSource_ORDER_SOURCE_PAYMENT_INTENT {
+			t.Errorf("order = %v", order)
+		}
+	})
+	for _, backwards := range []bool{false, true} {
+		t.Run(fmt.Sprintf("session, backwards=%v", backwards), func(t *testing.T) {
+			r := newRig(t, nil)
+			s := withStripe(t, r)
+			r.pipeline.Sources.PaymentIntents = true
+			story := r.scenario("authorized-captured")
+			s.knows(t, story[0])
+			session := story[0].OrderID
+			if backwards {
+				slices.Reverse(story)
+			}
+			r.storeAll(story...)
+			r.until(session, func(o *ordergatev1.Order) bool {
+				return o.GetStatus() == ordergatev1.OrderStatus_ORDER_STATUS_PAID && o.GetLineItemsState() == ordergatev1.LineItemsState_LINE_ITEMS_STATE_COMPLETE
+			})
+			for _, change := range r.changes() {
+				if !strings.HasPrefix(change, session+".") {
+					t.Errorf("another order: %s", change)
+				}
+			}
+		})
+		t.Run(fmt.Sprintf("subscription, backwards=%v", backwards), func(t *testing.T) {
+			r := newRig(t, nil)
+			s := withStripe(t, r)
+			story := r.scenario("subscription")
+			s.knows(t, story[0])
+			session, box := story[0].OrderID, story[2].OrderID
+			if backwards {
+				slices.Reverse(story)
+			}
+			r.storeAll(story...)
+			r.until(session, directiveIs(ordergatev1.Directive_DIRECTIVE_SHIP))
+			r.until(box, directiveIs(ordergatev1.Directive_DIRECTIVE_SHIP))
+			seen := map[string]bool{}
+			for _, change := range r.changes() {
+				id, _, _ := strings.Cut(change, ".")
+				seen[id] = true
+			}
+			if diff := cmp.Diff(map[string]bool{session: true, box: true}, seen); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
+// A sale that was never heard of is looked up, and its order held until an
+// operator has seen it.
+func TestLostSaleIsRecovered(t *testing.T) {
+	r := newRig(t, nil)
+	s := withStripe(t, r)
+	story := r.scenario("partly-refunded")
+	s.knows(t, story[0])
+	r.storeAll(story[1])
+	order := r.until(story[0].OrderID, func(o *ordergatev1.Order) bool {
+		return o.GetStatus() == ordergatev1.OrderStatus_ORDER_STATUS_PARTIALLY_REFUNDED
+	})
+	if order.GetDirective() != ordergatev1.Directive_DIRECTIVE_HOLD || !slices.Contains(order.GetHoldReasons(), ordergatev1.HoldReason_HOLD_REASON_RECOVERED) {
+		t.Errorf("order = %v", order)
+	}
+	r.until(story[0].OrderID, func(o *ordergatev1.Order) bool {
+		return o.GetLineItemsState() == ordergatev1.LineItemsState_LINE_ITEMS_STATE_COMPLETE
+	})
+	released, err := r.pipeline.Release(r.deadline(), story[0].OrderID, "not shipped yet")
+	if err != nil || released.GetDirective() != ordergatev1.Directive_DIRECTIVE_SHIP {
+		t.Errorf("released = %v, %v", released, err)
+	}
+}
+
+func TestOperators(t *testing.T) {
+	r := newRig(t, nil)
+	story := r.storeStory(sample.Completed)
+	r.run(1)
+	id := story[0].OrderID
+	held, err := r.pipeline.Hold(r.deadline(), id, "wrong size")
+	if err != nil || held.GetDirective() != ordergatev1.Directive_DIRECTIVE_HOLD {
+		t.Fatalf("held = %v, %v", held, err)
+	}
+	if again, err := r.pipeline.Hold(r.deadline(), id, "wrong size"); err != nil || again.GetRevision() != held.GetRevision() {
+		t.Errorf("held twice: %v, %v", again, err)
+	}
+	released, err := r.pipeline.Release(r.deadline(), id, "found it")
+	if err != nil || released.GetDirective() != ordergatev1.Directive_DIRECTIVE_SHIP {
+		t.Errorf("released = %v, %v", released, err)
+	}
+	if diff := cmp.Diff([]string{id + ".1 PAID of " + story[0].ID, id + ".2 HELD of ", id + ".3 RELEASED of "}, r.changes()); diff != "" {
+		t.Error(diff)
+	}
+	if _, err := r.pipeline.Hold(r.deadline(), "cs_none", "x"); !errors.Is(err, eventlog.ErrNotFound) {
+		t.Errorf("err = %v, want ErrNotFound", err)
+	}
+}
+
+// What Stripe sent while the gateway was away arrives without anybody asking,
+// and only what is missing is stored.
+func TestBackfillAfterDowntime(t *testing.T) {
+	r := newRig(t, nil)
+	s := withStripe(t, r)
+	stories := [][]sample.Event{r.scenario("paid"), r.scenario("refunded"), r.scenario("paid")}
+	for _, story := range stories {
+		for _, e := range story {
+			s.events = append(s.events, e.Body)
+		}
+	}
+	s.events = append(s.events, json.RawMessage(fmt.Sprintf(`{"id":"evt_unused","object":"event","type":"price.created","created":%d,"data":{"object":{}}}`, time.Now().Unix())))
+	r.storeAll(stories[0]...) // these came by webhook
+	away := time.Now().Add(-2 * time.Hour).UTC().Format(time.RFC3339)
+	if err := r.log.Bucket(eventlog.State).Put(r.deadline(), cursorKey, []byte(away)); err != nil {
+		t.Fatal(err)
+	}
+	r.until(stories[1][0].OrderID, directiveIs(ordergatev1.Directive_DIRECTIVE_CANCEL))
+	r.until(stories[2][0].OrderID, directiveIs(ordergatev1.Directive_DIRECTIVE_SHIP))
+	if !strings.Contains(r.lines.String(), `msg="backfill after downtime"`) || !strings.Contains(r.lines.String(), "listed=4 missing=3 recovered=3") {
+		t.Errorf("no report in the log")
+	}
+	cursor, err := r.log.Bucket(eventlog.State).Get(r.deadline(), cursorKey)
+	if err != nil || string(cursor) == away {
+		t.Errorf("the cursor stayed at %s, %v", cursor, err)
+	}
+}
+
+// On the very first start nothing is listed: a month of shipped orders must not
+// be shipped again.
+func TestFirstStartListsNothing(t *testing.T) {
+	r := newRig(t, nil)
+	s := withStripe(t, r)
+	old := r.scenario("paid")
+	s.events = append(s.events, old[0].Body)
+	fresh := r.scenario("paid")
+	r.storeAll(fresh...)
+	r.until(fresh[0].OrderID, directiveIs(ordergatev1.Directive_DIRECTIVE_SHIP))
+	awaitValue(r, func() (bool, bool) {
+		if err := r.pipeline.catchUp(r.deadline()); err != nil {
+			t.Fatal(err)
+		}
+		_, err := r.log.Bucket(eventlog.State).Get(r.deadline(), cursorKey)
+		return true, err == nil
+	})
+	if got := r.changes(); len(got) != 1 {
+		t.Errorf("changes = %v", got)
+	}
+	// Asked for, it comes.
+	var progress []BackfillReport
+	report, err := r.pipeline.Backfill(r.deadline(), time.Now().Add(-3*time.Hour), func(p BackfillReport) { progress = append(progress, p) })
+	if err != nil || report.Listed != 1 || report.Missing != 1 || report.Recovered != 1 || !report.Reached.Equal(report.Until) || len(progress) < 3 {
+		t.Errorf("report = %+v, %v, %d steps", report, err, len(progress))
+	}
+	report, err = r.pipeline.Backfill(r.deadline(), time.Now().Add(-3*time.Hour), func(BackfillReport) {})
+	if err != nil || report.Listed != 1 || report.Missing != 0 {
+		t.Errorf("second report = %+v, %v", report, err)
+	}
+	r.pipeline.Stripe = nil
+	if _, err := r.pipeline.Backfill(r.deadline(), time.Now(), nil); !errors.Is(err, ErrNoKey) {
+		t.Errorf("err = %v, want ErrNoKey", err)
+	}
+}
+
+func TestReprocess(t *testing.T) {
+	r := newRig(t, nil)
+	impatient(r)
+	story := r.scenario("refunded")
+	r.storeAll(story...)
+	r.store("evt_unused", []byte(`{"id":"evt_unused","type":"price.created","data":{"object":{}}}`))
+	before := r.until(story[0].OrderID, directiveIs(ordergatev1.Directive_DIRECTIVE_CANCEL))
+
+	// Nothing was mended: nothing changes.
+	for _, event := range story {
+		stored, err := r.log.InboxEvent(r.deadline(), event.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		status, changed, err := r.pipeline.Reprocess(r.deadline(), stored)
+		if err != nil || changed != nil || status.Outcome != Converted || status.OrderID != before.GetId() {
+			t.Errorf("%s: %+v, changed %v, %v", event.Type, status, changed, err)
+		}
+	}
+	// An older version read the order wrongly, and an operator held it.
+	if _, err := r.pipeline.Hold(r.deadline(), before.GetId(), "stop"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.pipeline.change(r.deadline(), before.GetId(), "", func(current *ordergatev1.Order) (*orders.Change, error) {
+		wrong := current
+		wrong.Revision++
+		wrong.Shipping.Address.City = "Nowhere"
+		wrong.Refunds, wrong.Charges = nil, nil
+		return &orders.Change{Order: wrong, Kind: ordergatev1.OrderEventKind_ORDER_EVENT_KIND_UPDATED}, nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	stored, err := r.log.InboxEvent(r.deadline(), story[0].ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, changed, err := r.pipeline.Reprocess(r.deadline(), stored)
+	if err != nil || changed == nil {
+		t.Fatalf("changed = %v, %v", changed, err)
+	}
+	if changed.GetRevision() != before.GetRevision()+3 || changed.GetShipping().GetAddress().GetCity() != "Berlin" || changed.GetOperatorHold().GetNote() != "stop" ||
+		changed.GetStatus() != ordergatev1.OrderStatus_ORDER_STATUS_REFUNDED {
+		t.Errorf("the order made anew: %v", changed)
+	}
+
+	state, err := r.log.InboxState(r.deadline())
+	if err != nil {
+		t.Fatal(err)
+	}
+	unused, err := r.log.InboxEvent(r.deadline(), "evt_unused")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if status, err := r.pipeline.StatusOf(r.deadline(), unused, state.Converted); err != nil || status.Outcome != Ignored {
+		t.Errorf("status of an event that is not used: %+v, %v", status, err)
+	}
+}
+
+// A parked event that can be read now is applied by reprocessing it.
+func TestReprocessParked(t *testing.T) {
+	r := newRig(t, nil)
+	impatient(r)
+	story := r.scenario("paid")
+	sources := r.pipeline.Sources
+	box := r.scenario("next-box")
+	r.pipeline.Sources = orders.Sources{}
+	r.storeAll(story...)
+	// As if it could not be read at first.
+	broken := &result{stored: &eventlog.StoredEvent{RawEvent: eventlog.RawEvent{ID: box[0].ID, Body: box[0].Body}}, err: errors.New("unreadable")}
+	r.pipeline.park(r.deadline(), broken, Failed)
+	r.storeAll(box...)
+	r.until(story[0].OrderID, directiveIs(ordergatev1.Directive_DIRECTIVE_SHIP))
+	r.pipeline.Sources = sources
+	stored, err := r.log.InboxEvent(r.deadline(), box[0].ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	status, changed, err := r.pipeline.Reprocess(r.deadline(), stored)
+	if err != nil || status.Outcome != Converted || changed.GetId() != box[0].OrderID {
+		t.Errorf("%+v, %v, %v", status, changed, err)
+	}
+	if _, err := r.pipeline.ParkedEvent(r.deadline(), box[0].ID); !errors.Is(err, eventlog.ErrNotFound) {
+		t.Errorf("still parked: %v", err)
+	}
+}
