@@ -13,7 +13,7 @@ import (
 // funds_reinstated) is not shipping's.
 const (
 	chargeRefunded      = "charge.refunded"
-	chargeRefundUpdated = "charge.refund.updated" // before 2024-10: refund.updated
+	chargeRefundUpdated = "charge.refund.updated" // the older name of refund.updated
 	refundCreated       = "refund.created"
 	refundUpdated       = "refund.updated"
 	refundFailed        = "refund.failed"
