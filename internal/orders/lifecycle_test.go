@@ -209,8 +209,8 @@ func check[F fact](t *testing.T, facts []F) {
 }
 
 // arrivals returns the orders in which events can arrive, each of them twice:
-// all of them, or where they are too many, all without copies and the same few
-// hundred with.
+// all of them, or where they are too many, all without copies and the same
+// hundred and fifty with.
 func arrivals(events []*Event) [][]*Event {
 	twice := slices.Concat(events, events)
 	if len(events) <= 3 {
@@ -218,7 +218,7 @@ func arrivals(events []*Event) [][]*Event {
 	}
 	all := permutations(events)
 	shuffle := rand.New(rand.NewPCG(1, 2))
-	for range 500 {
+	for range 150 {
 		arrival := slices.Clone(twice)
 		shuffle.Shuffle(len(arrival), func(i, j int) { arrival[i], arrival[j] = arrival[j], arrival[i] })
 		all = append(all, arrival)
