@@ -35,6 +35,16 @@ func (e *Event) tells(facts *ordergatev1.Order) {
 	}
 }
 
+// links makes the event a follow-up that only ties other objects to the order of
+// its first reference.
+func (e *Event) links() {
+	if len(e.references) < 2 {
+		e.references = nil
+		return
+	}
+	e.followUp, e.optional = &followUp{}, true
+}
+
 // isPaid makes the event a follow-up that says the money has arrived.
 func (e *Event) isPaid() {
 	e.followUp = &followUp{payment: paid, facts: &ordergatev1.Order{PaidTime: e.createdTime()}}
@@ -214,8 +224,7 @@ func (e *Event) readInvoicePayment(invoicePayment object) {
 	if payment, ok := invoicePayment.object("payment"); ok {
 		e.ofPayment(payment)
 	}
-	e.optional = true
-	e.tells(nil)
+	e.links()
 }
 
 // constant reads one of Stripe's own words; anything else is not read.

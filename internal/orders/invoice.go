@@ -41,10 +41,9 @@ func (e *Event) readInvoice(invoice object, sources Sources) {
 		e.belongsTo(Subscription, subscription)
 		e.mustClaim = true
 	}
-	// To another order, the Session's, it adds only what belongs to it.
-	e.tells(nil)
 	if !sources.listed(reason) {
-		e.optional, e.mustClaim = true, false
+		e.links()
+		e.mustClaim = false
 		return
 	}
 

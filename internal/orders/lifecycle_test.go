@@ -114,7 +114,7 @@ const (
 	basilInvoice = `"id":"in_1","billing_reason":"subscription_cycle","status":"paid","currency":"eur","total":4200,"amount_paid":4200,` +
 		`"parent":{"type":"subscription_details","subscription_details":{"subscription":"sub_1","metadata":{"box":"1"}}},"customer_name":"Ada Sample",` +
 		`"shipping_details":{"name":"Ada Sample","address":` + street + `},` +
-		`"lines":{"has_more":false,"data":[{"id":"il_1","object":"line_item","amount":4200,"subtotal":4200,"quantity":1,"description":"Box","pricing":{"price_details":{"price":"price_1","product":"prod_1"}}}]}`
+		`"lines":{"has_more":false,"data":[{"id":"il_1","object":"line_item","amount":4200,"subtotal":4200,"quantity":1,"description":"The box","pricing":{"price_details":{"price":"price_1","product":"prod_1"}}}]}`
 )
 
 // deliver is the caller as Event's documentation wants it: a follow-up whose
@@ -256,6 +256,8 @@ func TestLifecycles(t *testing.T) {
 			statusPaid, hold, holds{refundUnclear}, 0},
 		{"a failed refund, then another", []story{paidSession, refunded(1000), refund("refund.failed", "re_1", 1000, "failed"), refunded(500), refund("refund.created", "re_2", 500, "succeeded")},
 			partlyRefunded, ship, nil, 500},
+		{"half of it fails, and is refunded again", []story{paidSession, refunded(2100), refund("refund.failed", "re_1", 2100, "failed"), refund("refund.created", "re_2", 2100, "succeeded")},
+			partlyRefunded, ship, nil, 2100},
 		{"a failed full refund, then another", []story{paidSession, refunded(4200), refund("refund.failed", "re_1", 4200, "failed"), refund("refund.created", "re_2", 4200, "succeeded")},
 			statusRefunded, cancel, nil, 4200},
 		{"two refunds, one of which fails", []story{paidSession, refunded(1000), refunded(1500), refund("refund.created", "re_2", 500, "succeeded"), refund("refund.updated", "re_1", 1000, "failed")},
@@ -280,6 +282,7 @@ func TestLifecycles(t *testing.T) {
 		{"dispute lost", []story{paidSession, dispute("created", "dp_1", "needs_response"), dispute("updated", "dp_1", "under_review"), dispute("closed", "dp_1", "lost")},
 			statusPaid, cancel, nil, 0},
 		{"dispute lost and appealed", []story{paidSession, dispute("closed", "dp_1", "lost"), dispute("updated", "dp_1", "appeal_under_review")}, statusPaid, cancel, nil, 0},
+		{"dispute appealed, the loss not heard of", []story{paidSession, dispute("updated", "dp_1", "appeal_needs_response")}, statusPaid, cancel, nil, 0},
 		{"one dispute won, another open", []story{paidSession, dispute("created", "dp_1", "needs_response"), dispute("closed", "dp_1", "won"), dispute("created", "dp_2", "under_review")},
 			statusPaid, hold, holds{disputed}, 0},
 		{"inquiry closed", []story{paidSession, dispute("created", "dp_1", "warning_needs_response"), dispute("updated", "dp_1", "warning_under_review"), dispute("closed", "dp_1", "warning_closed")},
@@ -294,6 +297,7 @@ func TestLifecycles(t *testing.T) {
 			statusPaid, ship, nil, 0},
 		{"review approved, without a closed_reason", []story{paidSession, review("opened", "prv_1", `"open":true,"reason":"rule"`), review("closed", "prv_1", `"open":false,"reason":"approved"`)},
 			statusPaid, ship, nil, 0},
+		{"review approved, not said to be closed", []story{paidSession, review("closed", "prv_1", `"closed_reason":"approved"`)}, statusPaid, ship, nil, 0},
 		{"review refunded", []story{paidSession, review("opened", "prv_1", `"open":true,"reason":"rule"`), review("closed", "prv_1", `"open":false,"closed_reason":"refunded_as_fraud"`), refunded(4200)},
 			statusRefunded, cancel, holds{inReview}, 4200},
 		{"review refunded, the refund not heard of", []story{paidSession, review("closed", "prv_1", `"open":false,"closed_reason":"refunded"`)}, statusPaid, hold, holds{inReview}, 0},
@@ -516,6 +520,10 @@ func TestOperators(t *testing.T) {
 		o = Release(Hold(o, "wait").Order, "known buyer").Order
 		if o.GetDirective() != ship || len(o.GetHoldReleases()) != 3 {
 			t.Fatalf("released: %v", o)
+		}
+		twice := Release(after(o, dispute("created", "dp_0", "needs_response")), "").Order.GetHoldReleases()
+		if len(twice) != 4 || !slices.IsSortedFunc(twice, byCause) {
+			t.Errorf("releases %v", twice)
 		}
 		for _, s := range []story{
 			dispute("created", "dp_1", "needs_response"), dispute("updated", "dp_1", "under_review"), review("opened", "prv_1", `"open":true`),

@@ -58,15 +58,17 @@ func TestSurface(t *testing.T) {
 		{"first box, not a source", story{"invoice.paid", invoice("subscription_create", oldPaid)}, Sources{}, "", "invoice in_1, payment_intent pi_1, charge ch_1, subscription sub_1", "optional"},
 		{"update", story{"invoice.paid", invoice("subscription_update", oldPaid)}, DefaultSources(), "", "invoice in_1, payment_intent pi_1, charge ch_1", "optional"},
 		{"update, configured", story{"invoice.paid", invoice("subscription_update", oldPaid)}, Sources{Invoices: []string{"subscription_update"}}, "in_1", "invoice in_1, payment_intent pi_1, charge ch_1", ""},
-		{"by hand", story{"invoice.paid", invoice("manual", "")}, DefaultSources(), "", "invoice in_1", "optional"},
-		{"no reason", story{"invoice.paid", `"id":"in_1","status":"paid","billing_reason":null`}, DefaultSources(), "", "invoice in_1", "optional"},
+		{"by hand", story{"invoice.paid", invoice("manual", oldPaid)}, DefaultSources(), "", "invoice in_1, payment_intent pi_1, charge ch_1", "optional"},
+		{"by hand, nothing to tie to it", story{"invoice.paid", invoice("manual", "")}, DefaultSources(), "", "", "ignored"},
+		{"no reason", story{"invoice.paid", `"id":"in_1","status":"paid","billing_reason":null`}, DefaultSources(), "", "", "ignored"},
 		{"payment of an invoice", story{"invoice_payment.paid@2025-03-31.basil", `"id":"inpay_1","invoice":"in_1","payment":{"type":"payment_intent","payment_intent":"pi_1"}`}, Sources{}, "", "invoice in_1, payment_intent pi_1", "optional"},
-		{"payment of an invoice, recorded elsewhere", story{"invoice_payment.paid", `"id":"inpay_1","invoice":"in_1","payment":{"type":"payment_record","payment_record":"prec_1"}`}, Sources{}, "", "invoice in_1", "optional"},
+		{"payment of an invoice, recorded elsewhere", story{"invoice_payment.paid", `"id":"inpay_1","invoice":"in_1","payment":{"type":"payment_record","payment_record":"prec_1"}`}, Sources{}, "", "", "ignored"},
 
 		{"payment intent", intent("succeeded", `,"status":"succeeded"`), elements, "pi_1", "payment_intent pi_1, charge ch_1", "claim"},
 		{"payment intent, processing", intent("processing", `,"status":"processing"`), elements, "pi_1", "payment_intent pi_1, charge ch_1", "claim"},
 		{"payment intent, cancelled", intent("canceled", `,"status":"canceled"`), elements, "", "payment_intent pi_1, charge ch_1", "optional"},
 		{"payment intent, not a source", intent("succeeded", `,"status":"succeeded"`), DefaultSources(), "", "payment_intent pi_1, charge ch_1", "optional"},
+		{"payment intent, processing, not a source", intent("processing", `,"status":"processing"`), DefaultSources(), "", "", "ignored"},
 		{"payment intent of an old invoice", intent("succeeded", `,"status":"succeeded","invoice":"in_1"`), elements, "", "payment_intent pi_1, charge ch_1, invoice in_1", "optional"},
 		{"payment intent with its charges", story{"payment_intent.succeeded@2022-08-01", `"id":"pi_1","status":"succeeded","amount":1,"currency":"eur","charges":{"object":"list","data":[` +
 			`{"id":"ch_0","object":"charge","status":"failed"},{"id":"ch_1","object":"charge","status":"succeeded"}]}`}, elements, "pi_1", "payment_intent pi_1, charge ch_1", "claim"},
@@ -81,7 +83,7 @@ func TestSurface(t *testing.T) {
 			for _, r := range e.References() {
 				refs = append(refs, fmt.Sprintf("%s %s", r.Kind, r.ID))
 			}
-			for flag, set := range map[string]bool{"claim": e.MustClaim(), "optional": e.Optional(), "ignored": e.Ignored(), "lookup": e.Lookup()} {
+			for flag, set := range map[string]bool{"claim": e.MustClaim(), "optional": e.Optional(), "ignored": e.Ignored()} {
 				if set {
 					flags = append(flags, flag)
 				}
@@ -153,6 +155,9 @@ func TestOddFollowUps(t *testing.T) {
 			if !strings.Contains(strings.Join(c.Warnings, "\n"), want) {
 				t.Errorf("%s: warnings %q, want one with %q", test.event.typ, c.Warnings, want)
 			}
+		}
+		if test.event.typ == "refund.failed" && c.Order.GetRefunds()[0].GetState() != ordergatev1.RefundState_REFUND_STATE_FAILED {
+			t.Errorf("a refund that failed is %v", c.Order.GetRefunds())
 		}
 		if len(wants) == 0 && len(c.Warnings) > 0 {
 			t.Errorf("%s: warnings %q, want none", test.event.typ, c.Warnings)
@@ -318,8 +323,8 @@ func TestParseLookup(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if e.OrderID() != test.order || e.Ignored() != (test.order == "") || !e.Lookup() || (test.order == "") != (len(e.References()) == 0) || e.Optional() {
-				t.Fatalf("order %q, ignored %v, lookup %v, references %v", e.OrderID(), e.Ignored(), e.Lookup(), e.References())
+			if e.OrderID() != test.order || e.Ignored() != (test.order == "") || (test.order == "") != (len(e.References()) == 0) || e.Optional() {
+				t.Fatalf("order %q, ignored %v, references %v", e.OrderID(), e.Ignored(), e.References())
 			}
 			c := applied(t, nil, e, noKey)
 			if test.order == "" {
@@ -426,8 +431,47 @@ func TestHostileEvents(t *testing.T) {
 			t.Errorf("%s: took %v", name, took)
 		}
 	}
-	e := parse(t, session("completed", `,"payment_status":"paid","metadata":{`+pairs(600)+`}`).json(1))
-	if n := len(applied(t, nil, e, noKey).Order.GetMetadata()); n < 50 || n > maxEntries {
-		t.Errorf("%d pairs of metadata", n)
+}
+
+// TestCaps: at the bound an event is read whole, and beyond it not at all.
+func TestCaps(t *testing.T) {
+	for _, n := range []int{maxEntries, maxEntries + 1} {
+		var pairs []string
+		for i := range n {
+			pairs = append(pairs, fmt.Sprintf(`"k%d":"v"`, i))
+		}
+		for field, value := range map[string]string{
+			"metadata":      `{` + strings.Join(pairs, ",") + `}`,
+			"custom_fields": `[` + strings.Repeat(`{"key":"k","type":"text"},`, n-1) + `{"key":"k","type":"text"}]`,
+			"discounts":     `[` + strings.Repeat(`{"coupon":"c"},`, n-1) + `{"coupon":"c"}]`,
+		} {
+			e, err := Parse(session("completed", `,"payment_status":"paid","`+field+`":`+value).json(1), Sources{})
+			if n > maxEntries {
+				if err == nil || !strings.Contains(err.Error(), field+" has more than 100 entries") {
+					t.Errorf("%d %s: %v", n, field, err)
+				}
+				continue
+			}
+			if err != nil {
+				t.Errorf("%d %s: %v", n, field, err)
+				continue
+			}
+			o := applied(t, nil, e, noKey).Order
+			if max(len(o.GetMetadata()), len(o.GetCustomFields()), len(o.GetDiscounts())) != n {
+				t.Errorf("%d %s: %v", n, field, o)
+			}
+		}
+	}
+}
+
+// TestInvoiceMetadata: the pairs of the subscription are the invoice's, too,
+// which wins where both have one.
+func TestInvoiceMetadata(t *testing.T) {
+	want := map[string]string{"box": "large", "route": "west"}
+	for _, at := range []string{`"subscription_details":{"metadata":{"box":"small","route":"west"}}`, `"parent":{"subscription_details":{"metadata":{"box":"small","route":"west"}}}`} {
+		o := applied(t, nil, parse(t, story{"invoice.paid", `"id":"in_1","billing_reason":"subscription_cycle","status":"paid","metadata":{"box":"large"},` + at}.json(1)), noKey).Order
+		if diff := cmp.Diff(want, o.GetMetadata()); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", at, diff)
+		}
 	}
 }
