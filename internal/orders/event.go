@@ -140,9 +140,6 @@ func (e *Event) MustClaim() bool { return e.mustClaim }
 // of an abandoned cart. Of any other follow-up the order should exist.
 func (e *Event) Optional() bool { return e.optional }
 
-// Lookup reports whether this was read from Stripe's API and is not an event.
-func (e *Event) Lookup() bool { return e.lookup }
-
 // Concerns reports whether the event is of the account and the mode that the
 // order is of. One that is not never touches the order.
 func (e *Event) Concerns(o *ordergatev1.Order) bool {

@@ -13,7 +13,7 @@ import (
 // funds_reinstated) is not shipping's.
 const (
 	chargeRefunded      = "charge.refunded"
-	chargeRefundUpdated = "charge.refund.updated" // before 2024-10: refund.updated
+	chargeRefundUpdated = "charge.refund.updated" // the older name of refund.updated
 	refundCreated       = "refund.created"
 	refundUpdated       = "refund.updated"
 	refundFailed        = "refund.failed"
@@ -33,6 +33,16 @@ func (e *Event) tells(facts *ordergatev1.Order) {
 	if len(e.references) > 0 {
 		e.followUp = &followUp{facts: facts}
 	}
+}
+
+// links makes the event a follow-up that only ties other objects to the order of
+// its first reference.
+func (e *Event) links() {
+	if len(e.references) < 2 {
+		e.references = nil
+		return
+	}
+	e.followUp, e.optional = &followUp{}, true
 }
 
 // isPaid makes the event a follow-up that says the money has arrived.
@@ -214,8 +224,7 @@ func (e *Event) readInvoicePayment(invoicePayment object) {
 	if payment, ok := invoicePayment.object("payment"); ok {
 		e.ofPayment(payment)
 	}
-	e.optional = true
-	e.tells(nil)
+	e.links()
 }
 
 // constant reads one of Stripe's own words; anything else is not read.

@@ -74,7 +74,7 @@ func checkRead(t *testing.T, e *Event, err error, orders ...*ordergatev1.Order) 
 	}
 	checkApply(t, nil, e)
 	for _, o := range orders {
-		for _, id := range []string{e.OrderID(), "cs_other"} {
+		for _, id := range []string{first(e.OrderID(), "cs_1"), "cs_other"} {
 			current := proto.CloneOf(o)
 			current.Id, current.Account, current.Livemode = id, e.Account, &e.Livemode
 			checkApply(t, current, e)

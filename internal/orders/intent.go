@@ -26,11 +26,16 @@ func (e *Event) readPaymentIntent(intent object, sources Sources) {
 	if money == unknown {
 		return
 	}
+	invoice := intent.reference("invoice") // until 2025-03-31.basil
+	// What an invoice asks for is the invoice's sale.
+	source := sources.PaymentIntents && invoice == ""
+	if money == awaiting && !source {
+		return // of another order's money it says nothing that is not known
+	}
 	charge := intent.reference("latest_charge")
 	if charge == "" {
 		charge = intentCharge(intent)
 	}
-	invoice := intent.reference("invoice") // until 2025-03-31.basil
 	e.belongsTo(PaymentIntent, id)
 	e.belongsTo(Charge, charge)
 	e.belongsTo(Invoice, invoice)
@@ -38,15 +43,11 @@ func (e *Event) readPaymentIntent(intent object, sources Sources) {
 	switch money {
 	case paid:
 		e.isPaid()
-	case awaiting:
-		e.tells(nil)
-	default:
-		e.followUp = &followUp{payment: money}
+	case canceled:
+		e.followUp = &followUp{payment: canceled}
 	}
-	if money == canceled || !sources.PaymentIntents || invoice != "" {
-		// Most carts are abandoned, and what an invoice asks for is the
-		// invoice's sale.
-		e.optional = true
+	if money == canceled || !source {
+		e.optional = true // most of them are abandoned carts, or other objects' sales
 		return
 	}
 	e.mustClaim = true

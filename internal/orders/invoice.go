@@ -41,10 +41,9 @@ func (e *Event) readInvoice(invoice object, sources Sources) {
 		e.belongsTo(Subscription, subscription)
 		e.mustClaim = true
 	}
-	// To another order, the Session's, it adds only what belongs to it.
-	e.tells(nil)
 	if !sources.listed(reason) {
-		e.optional, e.mustClaim = true, false
+		e.links()
+		e.mustClaim = false
 		return
 	}
 
@@ -204,7 +203,7 @@ func readInvoiceDiscounts(invoice object) []*ordergatev1.Discount {
 }
 
 // readInvoiceLines returns the lines of an invoice, or nil when they are not all
-// there, or one cannot be read: then the caller has to read them. An invoice
+// there, there are none, or one cannot be read: then the caller has to read them. An invoice
 // names its products, and says nothing else of them.
 func readInvoiceLines(invoice object) (items []*ordergatev1.LineItem) {
 	// What is wrong with a line does not make the sale unreadable.

@@ -891,10 +891,10 @@ type Order struct {
 	// The Stripe objects this order was read from.
 	References *StripeReferences `protobuf:"bytes,23,opt,name=references,proto3" json:"references,omitempty"`
 	// When the sale was created at Stripe, in UTC, to the second (Stripe:
-	// Session `created`).
+	// `created`).
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,24,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
 	// When Stripe recorded the first event that says the order is paid, in UTC,
-	// to the second. Unset until then.
+	// to the second. Unset until then, also while only a lookup says so.
 	PaidTime *timestamppb.Timestamp `protobuf:"bytes,25,opt,name=paid_time,json=paidTime,proto3" json:"paid_time,omitempty"`
 	// The Stripe API version of the event that the sale was read from
 	// (`2023-10-16`, `2025-09-30.clover`). Empty when the event named none.
