@@ -16,8 +16,9 @@ import (
 const (
 	// converterConsumer is the durable consumer of INBOX that makes orders.
 	converterConsumer = "converter"
-	// inboxWindow is how many events may be delivered and not yet acked.
-	inboxWindow = 1024
+	// inboxWindow is how many events may be delivered and not yet acked: those
+	// in hand, and those that wait for their order.
+	inboxWindow = 8192
 	// inboxBatch is how many events are handed out together at most.
 	inboxBatch = 256
 	// inboxAckWait is when the engine delivers an unacked event again.

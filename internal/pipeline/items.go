@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/singleflight"
 
 	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
@@ -176,12 +177,15 @@ func (p *Pipeline) completeAll(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(parallel)
 	for _, id := range ids {
-		if err := p.complete(ctx, id); err != nil {
-			return err
+		if ctx.Err() != nil {
+			break
 		}
+		group.Go(func() error { return p.complete(ctx, id) })
 	}
-	return nil
+	return group.Wait()
 }
 
 // complete reads the line items of one order. An error means that the others

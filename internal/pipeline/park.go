@@ -139,7 +139,12 @@ func (p *Pipeline) applyParked(ctx context.Context, r *result, id string) error 
 		event:  event,
 	}
 	if err := p.apply(ctx, waited); err != nil {
-		return fmt.Errorf("event %s, which waited for this order: %w", id, err)
+		if passing(ctx, err) {
+			return fmt.Errorf("event %s, which waited for this order: %w", id, err)
+		}
+		// It must not keep its order back, and stays parked for an operator.
+		p.Logger.Error("a parked event cannot be applied to the order it waited for", "event", id, "order", r.orderID, "error", err)
+		return nil
 	}
 	r.after = append(r.after, waited.after...)
 	r.after = append(r.after, func(ctx context.Context) error {

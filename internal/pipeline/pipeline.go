@@ -42,6 +42,9 @@ const (
 	// with it. With the delays between them that is half a minute. An
 	// unavailable log does not count against it.
 	maxDeliveries = 6
+	// maxOptional is the same for an event that need not have an order: most of
+	// its kind have none, and must not hold up the others. A few seconds.
+	maxOptional = 4
 	// maxLookups is how often an event is tried while Stripe's API is away: with
 	// the delays between them, more than an hour.
 	maxLookups = 70
@@ -74,6 +77,9 @@ const (
 var (
 	// errUnmatched means that the order of an event is not known.
 	errUnmatched = errors.New("its order is not known")
+	// errOfInvoice means that a PaymentIntent pays an invoice, and that no order
+	// is known that the invoice is the sale of. There need be none.
+	errOfInvoice = errors.New("no order is known of its invoice")
 	// errAskStripe means that an event belongs into the slow lane.
 	errAskStripe = errors.New("Stripe must be asked first")
 )
@@ -257,17 +263,25 @@ func (p *Pipeline) convert(ctx context.Context, r *result) {
 	r.err = guard(func() error { return p.apply(ctx, r) })
 	switch {
 	case r.err == nil, errors.Is(r.err, errAskStripe) && !r.slow:
-	case errors.Is(r.err, eventlog.ErrUnavailable), errors.Is(r.err, eventlog.ErrFull), ctx.Err() != nil:
+	case passing(ctx, r.err):
 		r.outcome = retried
-	case errors.Is(r.err, stripeapi.ErrUnavailable) && r.deliveries < maxLookups, r.deliveries < maxDeliveries:
+	case errors.Is(r.err, stripeapi.ErrUnavailable) && r.deliveries < maxLookups:
 		r.outcome = retried
-	case errors.Is(r.err, errUnmatched) && r.event.Optional():
+	case (errors.Is(r.err, errUnmatched) && r.event.Optional() || errors.Is(r.err, errOfInvoice)) && r.deliveries >= maxOptional:
 		r.outcome, r.err = Ignored, nil
+	case r.deliveries < maxDeliveries:
+		r.outcome = retried
 	case errors.Is(r.err, errUnmatched), errors.Is(r.err, stripeapi.ErrUnavailable):
 		p.park(ctx, r, Unmatched)
 	default:
 		p.park(ctx, r, Failed)
 	}
+}
+
+// passing reports whether an error is not the event's: the log is away, or the
+// gateway stops.
+func passing(ctx context.Context, err error) bool {
+	return errors.Is(err, eventlog.ErrUnavailable) || errors.Is(err, eventlog.ErrFull) || ctx.Err() != nil
 }
 
 // apply finds the order of an event and changes it.

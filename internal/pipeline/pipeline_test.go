@@ -102,8 +102,10 @@ func (r *rig) run(n uint64) {
 		r.t.Fatal(err)
 	}
 	r.running(func() {
-		if err := r.log.AwaitOrders(r.deadline(), state.Durable+n-1); err != nil {
-			r.t.Fatal(err)
+		if n > 0 {
+			if err := r.log.AwaitOrders(r.deadline(), state.Durable+n-1); err != nil {
+				r.t.Fatal(err)
+			}
 		}
 		awaitValue(r, func() (bool, bool) {
 			inbox, err := r.log.InboxState(r.deadline())
@@ -207,8 +209,8 @@ func TestPoisonIsParkedAndStopsNothing(t *testing.T) {
 	}
 }
 
-// inboxFill is more than the consumer hands out unacked.
-const inboxFill = 1500
+// inboxFill is more than is handed out at a time.
+const inboxFill = 600
 
 // Converted twice, an event changes nothing the second time.
 func TestReplayChangesNothing(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/ordergate/ordergate/internal/eventlog"
 	"github.com/ordergate/ordergate/internal/orders"
@@ -92,9 +93,48 @@ func (p *Pipeline) claim(ctx context.Context, r *result) (orderID string, err er
 	case !errors.Is(err, stripeapi.ErrNotFound):
 		return "", refused(err)
 	}
+	invoice, err := p.invoiceOf(ctx, e)
+	if err != nil {
+		return "", refused(err)
+	}
+	if invoice != "" {
+		return p.ownerOfInvoice(ctx, e, invoice)
+	}
 	// The best reference decides between two gateways that come this far.
 	owner, err := p.Log.Bucket(eventlog.References).Claim(ctx, referenceKeys(e)[0], []byte(e.OrderID()))
 	return string(owner), err
+}
+
+// invoiceOf returns the invoice that a PaymentIntent pays; empty when it pays
+// none. Since 2025-03-31.basil an event does not name it; what is looked up, in
+// an older version, does.
+func (p *Pipeline) invoiceOf(ctx context.Context, e *orders.Event) (string, error) {
+	if !strings.HasPrefix(e.OrderID(), "pi_") {
+		return "", nil
+	}
+	raw, err := p.Stripe.PaymentIntent(ctx, ref(e, e.OrderID()))
+	if err != nil {
+		return "", err
+	}
+	return paidInvoice(raw), nil
+}
+
+// ownerOfInvoice returns the order that an invoice is the sale of.
+func (p *Pipeline) ownerOfInvoice(ctx context.Context, e *orders.Event, invoice string) (string, error) {
+	owner, err := p.Log.Bucket(eventlog.References).Get(ctx, referenceKey(e, orders.Reference{Kind: orders.Invoice, ID: invoice}))
+	if errors.Is(err, eventlog.ErrNotFound) {
+		return "", fmt.Errorf("%w: it pays %s", errOfInvoice, invoice)
+	}
+	return string(owner), err
+}
+
+// paidInvoice reads which invoice a PaymentIntent pays.
+func paidInvoice(paymentIntent json.RawMessage) string {
+	var intent struct{ Invoice string }
+	if err := json.Unmarshal(paymentIntent, &intent); err != nil { // none, or another shape
+		return ""
+	}
+	return intent.Invoice
 }
 
 // refused makes an event wait for its order where Stripe would not say which one
@@ -197,11 +237,9 @@ func (p *Pipeline) paymentOrItsInvoice(ctx context.Context, of stripeapi.Ref) (j
 	if err != nil {
 		return nil, err
 	}
-	var intent struct{ Invoice string }
-	if json.Unmarshal(raw, &intent) != nil || intent.Invoice == "" {
+	if of.ID = paidInvoice(raw); of.ID == "" {
 		return raw, nil
 	}
-	of.ID = intent.Invoice
 	return p.Stripe.Invoice(ctx, of)
 }
 

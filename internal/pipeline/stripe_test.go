@@ -28,6 +28,7 @@ type shop struct {
 	*stripetest.Server
 	mu       sync.Mutex
 	sessions map[string]json.RawMessage // by PaymentIntent or Subscription
+	invoices map[string]string          // by the PaymentIntent that pays them
 	events   []json.RawMessage
 	// items answers for line items; one shirt unless a test says otherwise.
 	items atomic.Pointer[http.Handler]
@@ -38,7 +39,7 @@ const oneShirt = `{"id":"li_1","object":"item","quantity":2,"description":"Shirt
 	"price":{"id":"price_1","object":"price","product":{"id":"prod_1","object":"product","name":"Shirt","metadata":{"sku":"S-1"},"shippable":true}}}`
 
 func newShop(t *testing.T) *shop {
-	s := &shop{Server: stripetest.NewServer(t), sessions: map[string]json.RawMessage{}}
+	s := &shop{Server: stripetest.NewServer(t), sessions: map[string]json.RawMessage{}, invoices: map[string]string{}}
 	s.answerItems(stripetest.List(func(*http.Request) []json.RawMessage { return []json.RawMessage{json.RawMessage(oneShirt)} }))
 	items := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		s.asked.Add(1)
@@ -55,7 +56,11 @@ func newShop(t *testing.T) *shop {
 		}
 		return nil
 	}))
-	s.Handle("GET /v1/payment_intents/{id}", stripetest.Error(404, "resource_missing", "No such payment_intent"))
+	s.Handle("GET /v1/payment_intents/{id}", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		fmt.Fprintf(w, `{"id":%q,"object":"payment_intent","status":"succeeded","invoice":%q}`, r.PathValue("id"), s.invoices[r.PathValue("id")])
+	}))
 	s.Handle("GET /v1/events", stripetest.Events(func(r *http.Request) []json.RawMessage {
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -397,6 +402,21 @@ func TestNeverTwoOrdersForOneSale(t *testing.T) {
 		order := r.until(story[0].OrderID, directiveIs(ordergatev1.Directive_DIRECTIVE_SHIP))
 		if order.GetSource() != ordergatev1.OrderSource_ORDER_SOURCE_PAYMENT_INTENT {
 			t.Errorf("order = %v", order)
+		}
+	})
+	t.Run("invoice", func(t *testing.T) {
+		r := newRig(t, nil)
+		s := withStripe(t, r)
+		r.pipeline.Sources.PaymentIntents = true
+		box, payment := r.scenario("next-box"), r.scenario("elements")
+		s.invoices[payment[0].OrderID] = box[0].OrderID
+		r.storeAll(payment[0], box[0])
+		r.until(box[0].OrderID, directiveIs(ordergatev1.Directive_DIRECTIVE_SHIP))
+		r.run(0)
+		for _, change := range r.changes() {
+			if !strings.HasPrefix(change, box[0].OrderID+".") {
+				t.Errorf("another order: %s", change)
+			}
 		}
 	})
 	for _, backwards := range []bool{false, true} {
