@@ -100,6 +100,8 @@ func (b Bucket) Put(ctx context.Context, key string, value []byte) error {
 	if err != nil {
 		return err
 	}
+	ctx, cancel := e.alive(ctx)
+	defer cancel()
 	if _, err := kv.Put(ctx, key, value); err != nil {
 		return e.writeError(err)
 	}
@@ -113,6 +115,8 @@ func (b Bucket) Claim(ctx context.Context, key string, value []byte) ([]byte, er
 	if err != nil {
 		return nil, err
 	}
+	ctx, cancel := e.alive(ctx)
+	defer cancel()
 	_, err = kv.Create(ctx, key, value)
 	if errors.Is(err, jetstream.ErrKeyExists) {
 		return b.Get(ctx, key)
@@ -154,6 +158,8 @@ func (b Bucket) Delete(ctx context.Context, key string) error {
 	if err != nil {
 		return err
 	}
+	ctx, cancel := e.alive(ctx)
+	defer cancel()
 	if err := kv.Purge(ctx, key); err != nil {
 		return e.writeError(err)
 	}

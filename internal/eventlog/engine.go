@@ -27,8 +27,18 @@ const (
 	metadataFormat = "ordergate.format"
 	format         = "1"
 
+	// openedKey is written in the bucket State whenever the log is opened.
+	openedKey = "opened"
+
 	// openTimeout bounds the recovery of the streams at start.
 	openTimeout = 5 * time.Minute
+	// healthInterval is how often the engine is asked for failed writes: it does
+	// not answer a publish that it could not write.
+	healthInterval = 500 * time.Millisecond
+	// probeTimeout bounds the write that shows that the engine can write.
+	probeTimeout = 5 * time.Second
+	// probeBytes is more than the events that are under way may need.
+	probeBytes = 256 << 10
 	// requestTimeout bounds one request to the engine whose caller gave no
 	// deadline.
 	requestTimeout = 10 * time.Second
@@ -52,8 +62,8 @@ type engine struct {
 
 	buckets map[BucketName]jetstream.KeyValue
 
-	flusher  *flusher
-	flushing sync.WaitGroup
+	flusher    *flusher
+	background sync.WaitGroup
 
 	// dead ends with the cause of a failure after which nothing may be
 	// acknowledged.
@@ -91,15 +101,64 @@ func openEngine(ctx context.Context, cfg Config) (_ *engine, err error) {
 	if err := e.createStreams(ctx, cfg); err != nil {
 		return nil, fmt.Errorf("open the log's streams: %w", err)
 	}
-	e.flushing.Go(func() {
+	if err := e.probe(ctx); err != nil {
+		return nil, fmt.Errorf("write to the log: %w", err)
+	}
+	e.background.Go(func() {
 		if err := e.flusher.run(e.dead); err != nil {
 			e.fail(fmt.Errorf("flush to disk: %w", err))
 		}
 	})
+	e.background.Go(e.watchHealth)
 	if err := e.flush(ctx); err != nil {
 		return nil, err
 	}
 	return e, nil
+}
+
+// probe writes something: with a full disk, everything else about opening
+// works.
+func (e *engine) probe(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	_, err := e.buckets[State].Put(ctx, openedKey, make([]byte, probeBytes))
+	if health := e.health(); health != nil {
+		return health
+	}
+	return err
+}
+
+// watchHealth ends the engine as soon as it says that a write failed.
+func (e *engine) watchHealth() {
+	tick := time.NewTicker(healthInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-e.dead.Done():
+			return
+		case <-tick.C:
+			if err := e.health(); err != nil {
+				e.fail(err)
+			}
+		}
+	}
+}
+
+// health returns what the engine says is wrong with its store: a stream that
+// could not be recovered, or one that could not be written.
+func (e *engine) health() error {
+	if health := e.server.Healthz(nil); health.Error != "" {
+		return errors.New(health.Error)
+	}
+	return nil
+}
+
+// alive returns ctx, ended when the engine dies: whoever waits for an answer
+// need not wait any longer then.
+func (e *engine) alive(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	stop := context.AfterFunc(e.dead, func() { cancel(e.unavailable()) })
+	return ctx, func() { stop(); cancel(nil) }
 }
 
 func (e *engine) start(ctx context.Context, cfg Config) error {
@@ -130,6 +189,9 @@ func (e *engine) start(ctx context.Context, cfg Config) error {
 	}
 	if !e.server.JetStreamEnabled() {
 		return errors.New("its store could not be opened: see the lines before this one, and check the directory's free space, owner and mode")
+	}
+	if err := e.health(); err != nil {
+		return fmt.Errorf("%w: its files are damaged; keep a copy of the directory, and start with an empty one or a backup", err)
 	}
 	e.conn, err = nats.Connect("", nats.InProcessServer(e.server), nats.Name("ordergate"), nats.MaxReconnects(-1), nats.ReconnectWait(50*time.Millisecond),
 		nats.Timeout(requestTimeout))
@@ -206,7 +268,7 @@ func (e *engine) ensureStream(ctx context.Context, cfg jetstream.StreamConfig) (
 // close ends the engine. It may be called on one that was only half opened.
 func (e *engine) close() {
 	e.fail(fmt.Errorf("%w: it is closed", ErrUnavailable))
-	e.flushing.Wait()
+	e.background.Wait()
 	if e.conn != nil {
 		e.conn.Close()
 	}

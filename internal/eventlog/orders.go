@@ -99,6 +99,8 @@ func (l *Log) AppendOrder(ctx context.Context, event *ordergatev1.OrderEvent, pr
 		headerAccount:  {order.GetAccount()},
 		headerCountry:  {order.GetShipping().GetAddress().GetCountry()},
 	}}
+	ctx, cancel := e.alive(ctx)
+	defer cancel()
 	ack, err := e.js.PublishMsg(ctx, msg, jetstream.WithExpectLastSequencePerSubject(previous))
 	if err != nil {
 		return 0, e.orderError(err)

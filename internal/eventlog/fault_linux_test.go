@@ -1,0 +1,112 @@
+package eventlog
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// smallDisk mounts a file system of a few megabytes.
+func smallDisk(t *testing.T, bytes int) string {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("mounting a small file system needs root")
+	}
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, fmt.Sprintf("size=%d", bytes)); err != nil {
+		t.Skipf("a small file system cannot be mounted here: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
+// On a full disk nothing is acknowledged; once there is space, the log goes on
+// by itself, and everything that was acknowledged is there.
+func TestFullDisk(t *testing.T) {
+	cfg := testConfig(t)
+	cfg.Dir = smallDisk(t, 6<<20)
+	lines := &lockedBuffer{}
+	cfg.Logger = slog.New(slog.NewTextHandler(lines, nil))
+	l := openLog(t, cfg)
+	filler := filepath.Join(cfg.Dir, "filler")
+	body := bytes.Repeat([]byte("x"), 4000)
+	var acknowledged []string
+	var refused error
+	for i := 0; refused == nil; i++ {
+		id := fmt.Sprintf("evt_%d", i)
+		if _, refused = l.AppendInbox(deadline(t), RawEvent{ID: id, Body: body}); refused == nil {
+			acknowledged = append(acknowledged, id)
+		}
+		if i == 20 {
+			fillDisk(t, filler)
+		}
+	}
+	if !errors.Is(refused, ErrUnavailable) || len(acknowledged) < 20 {
+		t.Fatalf("%d acknowledged, then %v", len(acknowledged), refused)
+	}
+	waitFor(t, func() bool { return l.Ready() != nil })
+	if _, err := l.AppendInbox(deadline(t), RawEvent{ID: "evt_during", Body: body}); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("while the disk is full: %v", err)
+	}
+
+	// It cannot be opened either, as long as there is no space.
+	waitFor(t, func() bool { return strings.Contains(lines.String(), "the log cannot be opened") })
+
+	if err := os.Remove(filler); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, func() bool { return l.Ready() == nil })
+	for _, id := range acknowledged {
+		if !appendInbox(t, l, id) {
+			t.Errorf("%s was acknowledged and is gone", id)
+		}
+	}
+	appendInbox(t, l, "evt_after")
+}
+
+func fillDisk(t *testing.T, name string) {
+	t.Helper()
+	f, err := os.Create(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for {
+		if _, err := f.Write(make([]byte, 64<<10)); err != nil {
+			if !errors.Is(err, unix.ENOSPC) {
+				t.Fatal(err)
+			}
+			return
+		}
+	}
+}
+
+// lockedBuffer takes log lines from several goroutines.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
