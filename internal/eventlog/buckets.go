@@ -127,8 +127,8 @@ func (b Bucket) Claim(ctx context.Context, key string, value []byte) ([]byte, er
 	return value, nil
 }
 
-// Update replaces the value of a key by what change makes of it (nil: no value
-// yet), again when somebody else was faster.
+// Update replaces the value of a key by what change makes of it, again when
+// somebody else was faster. Nil is no value, before and after.
 func (b Bucket) Update(ctx context.Context, key string, change func(old []byte) []byte) error {
 	for {
 		e, kv, err := b.open()
@@ -136,20 +136,36 @@ func (b Bucket) Update(ctx context.Context, key string, change func(old []byte) 
 			return err
 		}
 		old, revision, err := b.get(ctx, key)
-		if errors.Is(err, ErrNotFound) {
-			_, err = kv.Create(ctx, key, change(nil))
-		} else if err == nil {
-			_, err = kv.Update(ctx, key, change(old), revision)
-		} else {
+		if err != nil && !errors.Is(err, ErrNotFound) {
 			return err
 		}
-		if err == nil {
-			return nil
-		}
-		if !errors.Is(err, jetstream.ErrKeyExists) && !errors.Is(e.orderError(err), ErrConflict) {
-			return e.writeError(err)
+		if err := replace(ctx, e, kv, key, revision, change(old)); !errors.Is(err, ErrConflict) {
+			return err
 		}
 	}
+}
+
+// replace writes a key whose newest revision is known; 0 is a key without value.
+func replace(ctx context.Context, e *engine, kv jetstream.KeyValue, key string, revision uint64, value []byte) error {
+	ctx, cancel := e.alive(ctx)
+	defer cancel()
+	var err error
+	switch {
+	case value == nil && revision == 0:
+	case value == nil:
+		err = kv.Purge(ctx, key, jetstream.LastRevision(revision))
+	case revision == 0:
+		_, err = kv.Create(ctx, key, value)
+	default:
+		_, err = kv.Update(ctx, key, value, revision)
+	}
+	if errors.Is(err, jetstream.ErrKeyExists) {
+		return ErrConflict
+	}
+	if err != nil {
+		return e.orderError(err)
+	}
+	return nil
 }
 
 // Delete removes a key, which need not be there.

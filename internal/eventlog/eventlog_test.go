@@ -654,6 +654,14 @@ func TestBuckets(t *testing.T) {
 		})
 	}
 	writers.Wait()
+	if err := b.Update(deadline(t), "gone", func(old []byte) []byte { return []byte("x") }); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := b.Update(deadline(t), "gone", func(old []byte) []byte { return nil }); err != nil {
+			t.Fatal(err)
+		}
+	}
 	flush(t, l)
 	l.Close()
 	l = openLog(t, cfg)

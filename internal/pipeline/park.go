@@ -80,6 +80,19 @@ func addWaiting(old []byte, eventID string) []byte {
 	if !slices.Contains(ids, eventID) && len(ids) < maxWaiting {
 		ids = append(ids, eventID)
 	}
+	return waitingList(ids)
+}
+
+// removeWaiting takes an event out of the list; an empty list is none.
+func removeWaiting(old []byte, eventID string) []byte {
+	ids := slices.DeleteFunc(waitingIDs(old), func(id string) bool { return id == eventID })
+	if len(ids) == 0 {
+		return nil
+	}
+	return waitingList(ids)
+}
+
+func waitingList(ids []string) []byte {
 	list, err := json.Marshal(ids)
 	if err != nil { // strings can always be marshalled
 		panic(err)
@@ -95,8 +108,8 @@ func waitingIDs(list []byte) []string {
 	return ids
 }
 
-// match applies the parked events that waited for the order of an event, and
-// has their notes removed once that is on disk.
+// match applies the parked events that waited for the order of an event. Their
+// notes are removed once that is on disk.
 func (p *Pipeline) match(ctx context.Context, r *result) error {
 	if r.waited {
 		return nil // its notes are still there
@@ -110,20 +123,22 @@ func (p *Pipeline) match(ctx context.Context, r *result) error {
 			return err
 		}
 		for _, id := range waitingIDs(list) {
-			if err := p.applyParked(ctx, r, id); err != nil {
+			if err := p.applyParked(ctx, r, id, key); err != nil {
 				return err
 			}
 		}
-		r.after = append(r.after, func(ctx context.Context) error { return p.Log.Bucket(eventlog.Waiting).Delete(ctx, key) })
 	}
 	return nil
 }
 
-// applyParked applies one parked event to the order of r.
-func (p *Pipeline) applyParked(ctx context.Context, r *result, id string) error {
+// applyParked applies one parked event, which waited under a key, to the order
+// of r.
+func (p *Pipeline) applyParked(ctx context.Context, r *result, id, key string) error {
 	parked, err := p.ParkedEvent(ctx, id)
 	if errors.Is(err, eventlog.ErrNotFound) {
-		return nil // it waited under another key too, and is done with
+		// It is done with; the gateway stopped before this note was removed.
+		r.after = append(r.after, func(ctx context.Context) error { return p.stopWaiting(ctx, id, key) })
+		return nil
 	}
 	if err != nil {
 		return err
@@ -148,12 +163,28 @@ func (p *Pipeline) applyParked(ctx context.Context, r *result, id string) error 
 	}
 	r.after = append(r.after, waited.after...)
 	r.after = append(r.after, func(ctx context.Context) error {
-		if err := p.Log.Bucket(eventlog.ParkedEvents).Delete(ctx, id); err != nil {
+		p.logResult(waited)
+		return p.unpark(ctx, id, parked)
+	})
+	return nil
+}
+
+// unpark removes what was noted of an event that is applied now. What it waits
+// for goes last: a note without its event is cleaned up later, an event without
+// its note would stay parked.
+func (p *Pipeline) unpark(ctx context.Context, id string, parked Parked) error {
+	if err := p.Log.Bucket(eventlog.ParkedEvents).Delete(ctx, id); err != nil {
+		return err
+	}
+	return p.stopWaiting(ctx, id, parked.Waits...)
+}
+
+func (p *Pipeline) stopWaiting(ctx context.Context, id string, keys ...string) error {
+	for _, key := range keys {
+		if err := p.Log.Bucket(eventlog.Waiting).Update(ctx, key, func(old []byte) []byte { return removeWaiting(old, id) }); err != nil {
 			return err
 		}
-		p.logResult(waited)
-		return nil
-	})
+	}
 	return nil
 }
 

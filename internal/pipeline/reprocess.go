@@ -92,10 +92,10 @@ func (p *Pipeline) knownOrder(ctx context.Context, e *orders.Event) (string, err
 // another one now, nil when nothing changed. The order is on disk when it
 // returns.
 func (p *Pipeline) Reprocess(ctx context.Context, stored *eventlog.StoredEvent) (status Status, changed *ordergatev1.Order, err error) {
-	_, err = p.ParkedEvent(ctx, stored.ID)
+	parked, err := p.ParkedEvent(ctx, stored.ID)
 	switch {
 	case err == nil:
-		changed, err = p.reprocessParked(ctx, stored)
+		changed, err = p.reprocessParked(ctx, stored, parked)
 	case errors.Is(err, eventlog.ErrNotFound):
 		changed, err = p.rebuild(ctx, stored)
 	}
@@ -113,7 +113,7 @@ func (p *Pipeline) Reprocess(ctx context.Context, stored *eventlog.StoredEvent) 
 	return status, changed, err
 }
 
-func (p *Pipeline) reprocessParked(ctx context.Context, stored *eventlog.StoredEvent) (*ordergatev1.Order, error) {
+func (p *Pipeline) reprocessParked(ctx context.Context, stored *eventlog.StoredEvent, parked Parked) (*ordergatev1.Order, error) {
 	r := &result{stored: stored, deliveries: maxLookups, slow: true}
 	p.read(r)
 	p.convert(ctx, r)
@@ -121,9 +121,7 @@ func (p *Pipeline) reprocessParked(ctx context.Context, stored *eventlog.StoredE
 		return nil, r.err
 	}
 	if r.outcome != Failed && r.outcome != Unmatched {
-		r.after = append(r.after, func(ctx context.Context) error {
-			return p.Log.Bucket(eventlog.ParkedEvents).Delete(ctx, stored.ID)
-		})
+		r.after = append(r.after, func(ctx context.Context) error { return p.unpark(ctx, stored.ID, parked) })
 	}
 	p.finish(ctx, []*result{r})
 	if r.outcome == retried {
