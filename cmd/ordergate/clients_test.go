@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/ordergate/ordergate/internal/config"
 	"github.com/ordergate/ordergate/internal/sample"
@@ -21,13 +22,16 @@ import (
 )
 
 // startGateway runs a gateway on free ports until the test ends.
-func startGateway(t *testing.T, secret string) *gateway {
+func startGateway(t *testing.T, secret string, settings ...func(*config.Config)) *gateway {
 	t.Helper()
 	cfg := config.Config{
 		IngressAddr: "127.0.0.1:0", GRPCAddr: "127.0.0.1:0", AdminAddr: "127.0.0.1:0", WebhookPath: "/api/webhook",
 		MaxBodyBytes: 1 << 20, DataDir: t.TempDir(), ShutdownTimeout: 10 * time.Second,
 		InboxMaxAge: 840 * time.Hour, OrdersMaxAge: 9600 * time.Hour,
 		StripeWebhookSecret: secret, StripeRate: 20,
+	}
+	for _, set := range settings {
+		set(&cfg)
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	g, err := newGateway(ctx, cfg, telemetry.NewLogger(t.Output(), "text", "info"))
@@ -103,12 +107,17 @@ func grpcurlWatch(t *testing.T, g *gateway, n int) []string {
 // events to the gateway, and grpcurl shows the orders.
 func TestStripeCLIToGRPCurl(t *testing.T) {
 	stripe := stripetest.NewServer(t)
-	g := startGateway(t, stripe.WebhookSecret)
+	stripe.Handle("GET /v1/checkout/sessions/{id}/line_items", stripetest.List(func(*http.Request) []json.RawMessage {
+		return []json.RawMessage{json.RawMessage(`{"id":"li_1","object":"item","quantity":2,"price":{"id":"price_1","object":"price","product":{"id":"prod_1","object":"product","name":"Shirt"}}}`)}
+	}))
+	g := startGateway(t, stripe.WebhookSecret, func(c *config.Config) {
+		c.StripeAPIKey, c.StripeAPIBase, c.LineItemsDeadline = []string{"rk_test_clients"}, stripe.URL, patience
+	})
 	cli := stripe.Listen(t, g.webhookURL(), sample.Types()...)
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	var want []string
-	for _, eventType := range []string{sample.Completed, sample.PaymentSucceeded} {
+	for _, eventType := range []string{sample.Completed, sample.Completed} {
 		story, err := sample.Story(eventType, time.Now())
 		if err != nil {
 			t.Fatal(err)
@@ -124,8 +133,16 @@ func TestStripeCLIToGRPCurl(t *testing.T) {
 			want = append(want, fmt.Sprintf("%s.%d", event.OrderID, i+1))
 		}
 	}
-	if diff := cmp.Diff(want, grpcurlWatch(t, g, len(want))); diff != "" {
+	if diff := cmp.Diff(want, grpcurlWatch(t, g, len(want)), cmpopts.SortSlices(strings.Compare)); diff != "" {
 		t.Error(diff)
+	}
+	record, err := g.log.DurableOrder(ctx, strings.TrimSuffix(want[0], ".1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	event, err := record.Event()
+	if err != nil || len(event.GetOrder().GetLineItems()) != 1 || event.GetOrder().GetLineItems()[0].GetProduct().GetName() != "Shirt" {
+		t.Errorf("line items = %v, %v", event.GetOrder().GetLineItems(), err)
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 
 	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
 	"github.com/ordergate/ordergate/internal/config"
+	"github.com/ordergate/ordergate/internal/orders"
 	"github.com/ordergate/ordergate/internal/telemetry"
 )
 
@@ -97,7 +98,7 @@ func (d *devCommand) welcome(g *gateway, generated, temporary bool) string {
 	line("  %s", trigger)
 	line("")
 	line("  # or forward the test events of your own Stripe account")
-	line("  stripe listen --forward-to %s --events checkout.session.completed,checkout.session.async_payment_succeeded,checkout.session.async_payment_failed,checkout.session.expired", ingress)
+	line("  stripe listen --forward-to %s --events %s", ingress, strings.Join(orders.EventTypes(), ","))
 	line("  stripe listen --forward-to %s     # Stripe CLI up to 1.50: every event", ingress)
 	if generated {
 		line("  # ... after starting this again with the secret that stripe listen prints: STRIPE_WEBHOOK_SECRET=whsec_...")

@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"strings"
 
 	"github.com/ordergate/ordergate/internal/config"
+	"github.com/ordergate/ordergate/internal/orders"
 	"github.com/ordergate/ordergate/internal/telemetry"
 )
 
@@ -18,7 +20,9 @@ type serveCommand struct {
 func (serveCommand) Help() string {
 	return `Three doors: the ingress for Stripe (:3000), gRPC for subscribers (127.0.0.1:50051), admin HTTP for operators (127.0.0.1:8080).
 
-At Stripe, create a webhook endpoint (payload style Snapshot) for checkout.session.completed, checkout.session.async_payment_succeeded, checkout.session.async_payment_failed and checkout.session.expired, with the URL https://YOUR-HOST/api/webhook, and put its signing secret into STRIPE_WEBHOOK_SECRET.
+At Stripe, create a webhook endpoint (payload style Snapshot) with the URL https://YOUR-HOST/api/webhook, and put its signing secret into STRIPE_WEBHOOK_SECRET. Subscribe it to: ` + strings.Join(orders.EventTypes(), ", ") + `.
+
+With an API key in STRIPE_API_KEY (a restricted one is enough) orders carry their line items, lost sales are looked up, and events that were missed are listed.
 
 Example:
   STRIPE_WEBHOOK_SECRET=whsec_… ordergate serve --data-dir /var/lib/ordergate`
