@@ -124,7 +124,8 @@ type StripeEvent struct {
 	ReceivedBy string `protobuf:"bytes,9,opt,name=received_by,json=receivedBy,proto3" json:"received_by,omitempty"`
 	// What became of the event.
 	Outcome EventOutcome `protobuf:"varint,10,opt,name=outcome,proto3,enum=ordergate.v1.EventOutcome" json:"outcome,omitempty"`
-	// Why the event is UNMATCHED or FAILED. Empty otherwise.
+	// Why the event is UNMATCHED or FAILED, or what is wrong with one that is
+	// PENDING. Empty otherwise.
 	Detail        string `protobuf:"bytes,11,opt,name=detail,proto3" json:"detail,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
