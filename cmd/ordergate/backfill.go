@@ -49,8 +49,8 @@ func (b *backfillCommand) Run(ctx context.Context, c console) error {
 	if err != nil {
 		progress.clear()
 	}
-	if errors.Is(err, context.Canceled) {
-		return errors.New("stopped: what was recovered until now stays")
+	if errors.Is(err, errStopped) {
+		return fmt.Errorf("%w: what was recovered until now stays", err)
 	}
 	return err
 }

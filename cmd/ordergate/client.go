@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"strconv"
@@ -19,6 +18,9 @@ import (
 // maxMessageBytes is the largest message taken from the gateway: an event of
 // the largest --max-body-bytes, and what JSON adds to it.
 const maxMessageBytes = 64 << 20
+
+// errStopped is what a call ends with when the command is told to stop.
+var errStopped = errors.New("stopped")
 
 // clientFlags are the flags of a command that talks to a running gateway.
 type clientFlags struct {
@@ -69,7 +71,7 @@ func (f *clientFlags) explain(err error) error {
 	case codes.Unimplemented:
 		return fmt.Errorf("the gateway at %s does not know this call: it is of another version than this command, or no ordergate", f.Addr)
 	case codes.Canceled:
-		return context.Canceled
+		return errStopped
 	}
 	return errors.New(s.Message())
 }

@@ -21,13 +21,16 @@ import (
 )
 
 // startGateway runs a gateway on free ports until the test ends.
-func startGateway(t *testing.T, secret string) *gateway {
+func startGateway(t *testing.T, secret string, settings ...func(*config.Config)) *gateway {
 	t.Helper()
 	cfg := config.Config{
 		IngressAddr: "127.0.0.1:0", GRPCAddr: "127.0.0.1:0", AdminAddr: "127.0.0.1:0", WebhookPath: "/api/webhook",
 		MaxBodyBytes: 1 << 20, DataDir: t.TempDir(), ShutdownTimeout: 10 * time.Second,
 		InboxMaxAge: 840 * time.Hour, OrdersMaxAge: 9600 * time.Hour,
 		StripeWebhookSecret: secret, StripeRate: 20,
+	}
+	for _, set := range settings {
+		set(&cfg)
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	g, err := newGateway(ctx, cfg, telemetry.NewLogger(t.Output(), "text", "info"))
