@@ -54,7 +54,7 @@ func newGatewayWith(t *testing.T, dir string, stripe *stripeapi.Client) *gateway
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { log.Close() })
-	pipeline := pipeline.New(pipeline.Config{Log: log, Stripe: stripe, Sources: orders.DefaultSources(), Logger: logger, Metrics: prometheus.NewRegistry()})
+	pipeline := pipeline.New(pipeline.Config{Log: log, Stripe: stripe, Sources: orders.DefaultSources(), ItemsDeadline: 30 * time.Second, Logger: logger, Metrics: prometheus.NewRegistry()})
 	server := New(log, pipeline, logger)
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
