@@ -87,10 +87,11 @@ func newGateway(ctx context.Context, cfg config.Config, logger *slog.Logger) (_ 
 		Logger:        logger,
 		Metrics:       metrics,
 	})
-	g.grpc = grpcapi.New(g.log, logger)
+	g.grpc = grpcapi.New(g.log, g.pipeline, logger)
 	g.conn, err = grpc.NewClient("passthrough:in-process",
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return g.inProcess.DialContext(ctx) }),
-		grpc.WithTransportCredentials(insecure.NewCredentials()))
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessageBytes)))
 	if err != nil {
 		return nil, err
 	}

@@ -34,11 +34,16 @@ func main() {
 // commands is the command line; its tags and the Help methods are the text of
 // --help.
 type commands struct {
-	Serve   serveCommand   `cmd:"" help:"Run the gateway."`
-	Dev     devCommand     `cmd:"" help:"Run the gateway on this machine, with nothing to set up, and print each order."`
-	Trigger triggerCommand `cmd:"" help:"Send a signed sample event to a running gateway."`
-	Watch   watchCommand   `cmd:"" help:"Print order events as they happen."`
-	Version versionCommand `cmd:"" help:"Print the version."`
+	Serve    serveCommand    `cmd:"" help:"Run the gateway."`
+	Dev      devCommand      `cmd:"" help:"Run the gateway on this machine, with nothing to set up, and print each order."`
+	Trigger  triggerCommand  `cmd:"" help:"Send a signed sample event to a running gateway."`
+	Watch    watchCommand    `cmd:"" help:"Print order events as they happen."`
+	Orders   ordersCommands  `cmd:"" help:"List orders, or show one."`
+	Hold     holdCommand     `cmd:"" help:"Stop an order: its parcel is to be kept."`
+	Release  releaseCommand  `cmd:"" help:"Free an order from all that holds it now."`
+	Events   eventsCommands  `cmd:"" help:"List the stored Stripe events, show one, or convert some again."`
+	Backfill backfillCommand `cmd:"" help:"Ask Stripe for events that were missed, and store them."`
+	Version  versionCommand  `cmd:"" help:"Print the version."`
 }
 
 const description = `ordergate takes Stripe's webhooks, stores each event durably before it answers, and streams what shipping needs to know about each order over gRPC.

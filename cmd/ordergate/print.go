@@ -6,7 +6,15 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"text/tabwriter"
 	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
 )
@@ -26,18 +34,14 @@ func (p orderPrinter) print(response *ordergatev1.WatchOrdersResponse) error {
 // orderLine says in one line what happened and what is to be done.
 func orderLine(event *ordergatev1.OrderEvent) string {
 	order := event.GetOrder()
-	directive := enumName(order.GetDirective().String(), "DIRECTIVE_")
-	if reasons := directiveReasons(order); reasons != "" {
-		directive += " (" + reasons + ")"
-	}
 	parts := []string{
 		event.GetCreateTime().AsTime().Local().Format(time.TimeOnly),
-		fmt.Sprintf("%-6s", directive),
-		fmt.Sprintf("%-8s", enumName(event.GetKind().String(), "ORDER_EVENT_KIND_")),
-		fmt.Sprintf("%s r%d", order.GetId(), order.GetRevision()),
+		fmt.Sprintf("%-6s", directive(order)),
+		fmt.Sprintf("%-8s", enumName(event.GetKind())),
+		revision(order),
 	}
-	if amounts := order.GetAmounts(); amounts != nil && amounts.Total != nil {
-		parts = append(parts, formatAmount(amounts.GetTotal(), order.GetCurrency()))
+	if total := amount(amountsOf(order).Total, order.GetCurrency()); total != "" {
+		parts = append(parts, total)
 	}
 	parts = append(parts, destination(order))
 	if !order.GetLivemode() {
@@ -46,35 +50,158 @@ func orderLine(event *ordergatev1.OrderEvent) string {
 	return strings.Join(parts, "  ")
 }
 
+// revision names an order and which of its revisions it is.
+func revision(order *ordergatev1.Order) string {
+	return fmt.Sprintf("%s r%d", order.GetId(), order.GetRevision())
+}
+
+// directive says what shipping is to do, and why.
+func directive(order *ordergatev1.Order) string {
+	name := enumName(order.GetDirective())
+	if reasons := directiveReasons(order); reasons != "" {
+		name += " (" + reasons + ")"
+	}
+	return name
+}
+
 func directiveReasons(order *ordergatev1.Order) string {
-	var reasons []string
 	switch order.GetDirective() {
 	case ordergatev1.Directive_DIRECTIVE_WAIT:
-		for _, r := range order.GetWaitReasons() {
-			reasons = append(reasons, enumName(r.String(), "WAIT_REASON_"))
-		}
+		return enumNames(order.GetWaitReasons())
 	case ordergatev1.Directive_DIRECTIVE_HOLD:
-		for _, r := range order.GetHoldReasons() {
-			reasons = append(reasons, enumName(r.String(), "HOLD_REASON_"))
-		}
+		return enumNames(order.GetHoldReasons())
 	case ordergatev1.Directive_DIRECTIVE_CANCEL:
-		for _, r := range order.GetCancelReasons() {
-			reasons = append(reasons, enumName(r.String(), "CANCEL_REASON_"))
-		}
+		return enumNames(order.GetCancelReasons())
 	}
-	return strings.Join(reasons, ", ")
+	return ""
 }
 
 func destination(order *ordergatev1.Order) string {
 	shipping := order.GetShipping()
 	if shipping == nil {
-		return "no address: " + enumName(order.GetAddressState().String(), "ADDRESS_STATE_")
+		return "no address: " + enumName(order.GetAddressState())
 	}
-	place := []string{shipping.GetName(), shipping.GetAddress().GetCity(), shipping.GetAddress().GetCountry()}
-	return "to " + strings.Join(slices.DeleteFunc(place, func(s string) bool { return s == "" }), ", ")
+	return "to " + joined(shipping.GetName(), shipping.GetAddress().GetCity(), shipping.GetAddress().GetCountry())
 }
 
-func enumName(name, prefix string) string { return strings.TrimPrefix(name, prefix) }
+// joined makes one line of what there is.
+func joined(parts ...string) string {
+	return plain(strings.Join(slices.DeleteFunc(parts, func(s string) bool { return s == "" }), ", "))
+}
+
+// plain makes text from outside fit for a line in a terminal, which would do
+// what it says between its control characters.
+func plain(text string) string { return strings.Map(plainRune, text) }
+
+func plainRune(r rune) rune {
+	switch {
+	case unicode.IsPrint(r):
+		return r
+	case unicode.IsSpace(r):
+		return ' '
+	}
+	return utf8.RuneError
+}
+
+// enumName is the name of an enum's value without the enum's own: PAID.
+func enumName(value protoreflect.Enum) string {
+	name := value.Descriptor().Values().ByNumber(value.Number())
+	if name == nil { // of a later version
+		return strconv.Itoa(int(value.Number()))
+	}
+	return strings.TrimPrefix(string(name.Name()), enumPrefix(value.Descriptor()))
+}
+
+func enumNames[E protoreflect.Enum](values []E) string {
+	var names []string
+	for _, value := range values {
+		names = append(names, enumName(value))
+	}
+	return strings.Join(names, ", ")
+}
+
+// enumPrefix is what the names of an enum's values begin with: that of its
+// first one, X_UNSPECIFIED, says it.
+func enumPrefix(enum protoreflect.EnumDescriptor) string {
+	return strings.TrimSuffix(string(enum.Values().Get(0).Name()), "UNSPECIFIED")
+}
+
+// enumValues reads the values of a flag as enumName writes them, in any case.
+func enumValues[E interface {
+	~int32
+	protoreflect.Enum
+}](flag string, names []string) (values []E, err error) {
+	enum := E(0).Descriptor()
+	for _, name := range names {
+		value := enum.Values().ByName(protoreflect.Name(enumPrefix(enum) + strings.ToUpper(name)))
+		if value == nil || value.Number() == 0 {
+			var known []string
+			for i := 1; i < enum.Values().Len(); i++ {
+				known = append(known, enumName(E(enum.Values().Get(i).Number())))
+			}
+			return nil, fmt.Errorf("--%s %q: there is no such %s: write one of %s", flag, name, flag, strings.Join(known, ", "))
+		}
+		values = append(values, E(value.Number()))
+	}
+	return values, nil
+}
+
+// printJSON writes a message as the REST API does, in one line.
+func printJSON(out io.Writer, message proto.Message) error {
+	line, err := protojson.MarshalOptions{EmitDefaultValues: true}.Marshal(message)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(out, "%s\n", line)
+	return err
+}
+
+// localTime writes a time for people; empty when it is not set.
+func localTime(at *timestamppb.Timestamp) string {
+	if at == nil {
+		return ""
+	}
+	return at.AsTime().Local().Format(time.DateTime)
+}
+
+// livemodeName says which of Stripe's modes an object is of.
+func livemodeName(livemode bool) string {
+	if livemode {
+		return "LIVE"
+	}
+	return "TEST"
+}
+
+// columns writes lines of cells below each other.
+type columns struct{ *tabwriter.Writer }
+
+func newColumns(out io.Writer) columns {
+	return columns{tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)}
+}
+
+// row writes one line; what is wrong is told by Flush.
+func (c columns) row(cells ...string) {
+	for i, cell := range cells {
+		cells[i] = plain(cell)
+	}
+	fmt.Fprintln(c, strings.TrimRight(strings.Join(cells, "\t"), "\t"))
+}
+
+// amountsOf returns an order's amounts, all unset when it has none.
+func amountsOf(order *ordergatev1.Order) *ordergatev1.Amounts {
+	if order.GetAmounts() == nil {
+		return &ordergatev1.Amounts{}
+	}
+	return order.GetAmounts()
+}
+
+// amount writes an amount that may not be known: it is then empty.
+func amount(minor *int64, currency string) string {
+	if minor == nil {
+		return ""
+	}
+	return formatAmount(*minor, currency)
+}
 
 // Currencies whose minor unit is not a hundredth. ISK and UGX have no minor
 // unit but two decimals at Stripe: https://docs.stripe.com/currencies.

@@ -38,6 +38,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"ready":         ready,
 			"eventually":    eventually,
+			"post-event":    postEvent,
 			"load-and-kill": loadAndKill,
 			"balance-books": balanceBooks,
 		},
@@ -55,6 +56,7 @@ func setupScript(env *testscript.Env) error {
 		}
 		env.Setenv(name, addr)
 	}
+	env.Setenv("ORDERGATE_ADDR", env.Getenv("ORDERGATE_GRPC_ADDR"))
 	env.Setenv("ORDERGATE_URL", "http://"+env.Getenv("ORDERGATE_INGRESS_ADDR")+"/api/webhook")
 	env.Setenv("STRIPE_WEBHOOK_SECRET", "whsec_1234567890123456789012345678901234")
 	env.Setenv("TMPDIR", env.WorkDir)
@@ -114,6 +116,18 @@ func eventually(ts *testscript.TestScript, neg bool, args []string) {
 		content, _ = os.ReadFile(ts.MkAbs(args[0]))
 		return re.Match(content)
 	})
+}
+
+// postEvent FILE signs the bytes of a file and sends them to the gateway.
+func postEvent(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) != 1 {
+		ts.Fatalf("usage: post-event FILE")
+	}
+	secrets, err := stripehook.ParseSecrets(ts.Getenv("STRIPE_WEBHOOK_SECRET"))
+	ts.Check(err)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	ts.Check(post(ctx, ts.Getenv("ORDERGATE_URL"), secrets[0], []byte(ts.ReadFile(args[0]))))
 }
 
 // books are what a script sent and what was answered, by order id.

@@ -5,31 +5,25 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strings"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/encoding/protojson"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
 )
 
 type watchCommand struct {
-	Addr          string    `name:"addr" env:"ORDERGATE_ADDR" default:"127.0.0.1:50051" placeholder:"HOST:PORT" help:"The gateway's gRPC address."`
-	FromBeginning bool      `name:"from-beginning" xor:"start" help:"Start with the oldest event that is kept."`
-	Since         time.Time `name:"since" xor:"start" placeholder:"TIME" help:"Start with the first event at or after this time (2026-01-31T08:00:00Z)."`
-	ResumeToken   string    `name:"resume-token" xor:"start" placeholder:"TOKEN" help:"Start just after the event this token came with."`
-	Order         []string  `name:"order" placeholder:"ID" help:"Only these orders."`
-	Kind          []string  `name:"kind" placeholder:"KIND" help:"Only these kinds: PLACED, PAID, PAYMENT_FAILED, EXPIRED, CANCELED, REFUNDED, HELD, RELEASED, UPDATED, ERASED."`
-	Live          bool      `name:"live" xor:"mode" help:"Only live orders."`
-	Test          bool      `name:"test" xor:"mode" help:"Only test orders."`
-	JSON          bool      `name:"json" help:"Print one JSON object a line, as the REST API has them."`
+	clientFlags   `embed:""`
+	FromBeginning bool     `name:"from-beginning" xor:"start" help:"Start with the oldest event that is kept."`
+	Since         moment   `name:"since" xor:"start" placeholder:"TIME" help:"Start with the first event at or after this time (2026-01-31T08:00:00Z, or 48h for as long ago)."`
+	ResumeToken   string   `name:"resume-token" xor:"start" placeholder:"TOKEN" help:"Start just after the event this token came with."`
+	Order         []string `name:"order" placeholder:"ID" help:"Only these orders."`
+	Kind          []string `name:"kind" placeholder:"KIND" help:"Only these kinds: PLACED, PAID, PAYMENT_FAILED, EXPIRED, CANCELED, REFUNDED, HELD, RELEASED, UPDATED, ERASED."`
+	modeFlags     `embed:""`
 }
 
 // Help is the longer text of `ordergate watch --help`.
@@ -46,20 +40,17 @@ func (w *watchCommand) Run(ctx context.Context, c console) error {
 	if err != nil {
 		return err
 	}
-	conn, err := grpc.NewClient(w.Addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
 	print := (&orderPrinter{out: c.stdout}).print
 	if w.JSON {
 		print = func(r *ordergatev1.WatchOrdersResponse) error { return printJSON(c.stdout, r) }
 	}
-	err = watch(ctx, ordergatev1.NewOrderServiceClient(conn), request, func(r *ordergatev1.WatchOrdersResponse) error {
-		if r.GetCaughtUp() != nil && !w.JSON {
-			fmt.Fprintln(c.stderr, "up to date; waiting for orders ...")
-		}
-		return print(r)
+	err = w.call(func(conn *grpc.ClientConn) error {
+		return watch(ctx, ordergatev1.NewOrderServiceClient(conn), request, func(r *ordergatev1.WatchOrdersResponse) error {
+			if r.GetCaughtUp() != nil && !w.JSON {
+				fmt.Fprintln(c.stderr, "up to date; waiting for orders ...")
+			}
+			return print(r)
+		})
 	})
 	if ctx.Err() != nil {
 		return nil
@@ -73,21 +64,14 @@ func (w *watchCommand) request() (*ordergatev1.WatchOrdersRequest, error) {
 	case w.FromBeginning:
 		request.Start = &ordergatev1.WatchOrdersRequest_FromBeginning{FromBeginning: true}
 	case !w.Since.IsZero():
-		request.Start = &ordergatev1.WatchOrdersRequest_StartTime{StartTime: timestamppb.New(w.Since)}
+		request.Start = &ordergatev1.WatchOrdersRequest_StartTime{StartTime: w.Since.proto()}
 	case w.ResumeToken != "":
 		request.Start = &ordergatev1.WatchOrdersRequest_ResumeToken{ResumeToken: w.ResumeToken}
 	}
-	if w.Live || w.Test {
-		request.Filter.Livemode = &w.Live
-	}
-	for _, name := range w.Kind {
-		kind, ok := ordergatev1.OrderEventKind_value["ORDER_EVENT_KIND_"+strings.ToUpper(name)]
-		if !ok {
-			return nil, fmt.Errorf("--kind %q: there is no such kind; ordergate watch --help lists them", name)
-		}
-		request.Filter.Kinds = append(request.Filter.Kinds, ordergatev1.OrderEventKind(kind))
-	}
-	return request, nil
+	request.Filter.Livemode = w.livemode()
+	kinds, err := enumValues[ordergatev1.OrderEventKind]("kind", w.Kind)
+	request.Filter.Kinds = kinds
+	return request, err
 }
 
 // watch hands every message of the stream to handle, and opens the stream again
@@ -145,13 +129,4 @@ func retryDelay(err error) time.Duration {
 		}
 	}
 	return 0
-}
-
-func printJSON(out io.Writer, response *ordergatev1.WatchOrdersResponse) error {
-	line, err := protojson.MarshalOptions{EmitDefaultValues: true}.Marshal(response)
-	if err != nil {
-		return err
-	}
-	_, err = fmt.Fprintf(out, "%s\n", line)
-	return err
 }

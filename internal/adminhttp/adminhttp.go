@@ -45,11 +45,17 @@ func New(ctx context.Context, cfg Config) (http.Handler, error) {
 		runtime.WithMarshalerOption(runtime.MIMEWildcard, restMarshaler),
 		runtime.WithMarshalerOption(eventStream, sseMarshaler{restMarshaler}),
 	)
-	if err := ordergatev1.RegisterOrderServiceHandler(ctx, rest, cfg.Conn); err != nil {
-		return nil, err
+	for _, register := range []func(context.Context, *runtime.ServeMux, *grpc.ClientConn) error{
+		ordergatev1.RegisterOrderServiceHandler,
+		ordergatev1.RegisterEventServiceHandler,
+	} {
+		if err := register(ctx, rest, cfg.Conn); err != nil {
+			return nil, err
+		}
 	}
 	mux := http.NewServeMux()
-	mux.Handle("/v1/", negotiateSSE(rest))
+	// A page that an operator's browser has open must not free a parcel.
+	mux.Handle("/v1/", http.NewCrossOriginProtection().Handler(negotiateSSE(rest)))
 	mux.HandleFunc("GET /openapi.json", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		w.Write(openAPI)

@@ -36,6 +36,39 @@ func (s *orderServer) GetOrder(_ context.Context, r *ordergatev1.GetOrderRequest
 		Amounts: &ordergatev1.Amounts{Total: new(int64(0))}}}, nil
 }
 
+func (s *orderServer) HoldOrder(_ context.Context, r *ordergatev1.HoldOrderRequest) (*ordergatev1.HoldOrderResponse, error) {
+	return &ordergatev1.HoldOrderResponse{Order: &ordergatev1.Order{Id: r.GetOrderId(), OperatorHold: &ordergatev1.OperatorHold{Note: r.GetReason()}}}, nil
+}
+
+// eventServer has one event, and nothing to reprocess.
+type eventServer struct {
+	ordergatev1.UnimplementedEventServiceServer
+}
+
+func (eventServer) GetEvent(_ context.Context, r *ordergatev1.GetEventRequest) (*ordergatev1.GetEventResponse, error) {
+	return &ordergatev1.GetEventResponse{Event: &ordergatev1.StripeEvent{Id: r.GetEventId()}, Body: &ordergatev1.GetEventResponse_Raw{Raw: "{\"n\": 1.10}\n"}}, nil
+}
+
+func (eventServer) ListEvents(_ context.Context, r *ordergatev1.ListEventsRequest) (*ordergatev1.ListEventsResponse, error) {
+	if !r.GetFilter().GetParkedOnly() {
+		return nil, status.Error(codes.InvalidArgument, "want parked ones")
+	}
+	return &ordergatev1.ListEventsResponse{Events: []*ordergatev1.StripeEvent{{Id: "evt_1", Livemode: new(false)}}}, nil
+}
+
+func (eventServer) ReprocessEvents(r *ordergatev1.ReprocessEventsRequest, stream grpc.ServerStreamingServer[ordergatev1.ReprocessEventsResponse]) error {
+	for i := range r.GetEventIds() {
+		if err := stream.Send(&ordergatev1.ReprocessEventsResponse{Examined: int64(i + 1)}); err != nil {
+			return err
+		}
+	}
+	return stream.Send(&ordergatev1.ReprocessEventsResponse{Examined: int64(len(r.GetEventIds())), Done: true})
+}
+
+func (eventServer) Backfill(*ordergatev1.BackfillRequest, grpc.ServerStreamingServer[ordergatev1.BackfillResponse]) error {
+	return status.Error(codes.FailedPrecondition, "no API key")
+}
+
 func (s *orderServer) WatchOrders(r *ordergatev1.WatchOrdersRequest, stream grpc.ServerStreamingServer[ordergatev1.WatchOrdersResponse]) error {
 	s.watched.Store(r)
 	if r.GetResumeToken() == "junk" {
@@ -59,6 +92,7 @@ func newAdmin(t *testing.T, ready func() error) (*httptest.Server, *orderServer)
 	orders := &orderServer{}
 	server := grpc.NewServer()
 	ordergatev1.RegisterOrderServiceServer(server, orders)
+	ordergatev1.RegisterEventServiceServer(server, eventServer{})
 	go server.Serve(listener)
 	t.Cleanup(server.Stop)
 	conn, err := grpc.NewClient(listener.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
@@ -77,7 +111,12 @@ func newAdmin(t *testing.T, ready func() error) (*httptest.Server, *orderServer)
 
 func get(t *testing.T, url string, header ...string) (*http.Response, string) {
 	t.Helper()
-	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
+	return do(t, http.MethodGet, url, "", header...)
+}
+
+func do(t *testing.T, method, url, body string, header ...string) (*http.Response, string) {
+	t.Helper()
+	request, err := http.NewRequestWithContext(t.Context(), method, url, strings.NewReader(body))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,11 +128,11 @@ func get(t *testing.T, url string, header ...string) (*http.Response, string) {
 		t.Fatal(err)
 	}
 	defer response.Body.Close()
-	body, err := io.ReadAll(response.Body)
+	answer, err := io.ReadAll(response.Body)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return response, string(body)
+	return response, string(answer)
 }
 
 func TestREST(t *testing.T) {
@@ -120,6 +159,35 @@ func TestREST(t *testing.T) {
 	}
 	if response, _ := get(t, admin.URL+"/v1/nothing"); response.StatusCode != 404 {
 		t.Errorf("unknown path: %d", response.StatusCode)
+	}
+}
+
+func TestOperatorsREST(t *testing.T) {
+	admin, _ := newAdmin(t, func() error { return nil })
+	for _, tt := range []struct {
+		method, path, body string
+		status             int
+		want               string
+	}{
+		{"POST", "/v1/orders/cs_1:hold", `{"reason": "the buyer called"}`, 200, `"operatorHold":{"note":"the buyer called"}`},
+		{"POST", "/v1/orders/cs_1:release", `{"reason": "x"}`, 501, `not implemented`},
+		{"GET", "/v1/orders/cs_1:hold", "", 404, ``},
+		{"GET", "/v1/events?filter.parked_only=true", "", 200, `"id":"evt_1"`},
+		{"GET", "/v1/events/evt_1", "", 200, `"raw":"{\"n\": 1.10}\n"`},
+		{"POST", "/v1/events:reprocess", `{"event_ids": ["evt_1"]}`, 200, `{"result":{"examined":"1"`},
+		{"POST", "/v1/events:backfill", `{"since": "2026-01-01T00:00:00Z"}`, 400, `no API key`},
+		{"POST", "/v1/events:backfill", `{"since": "yesterday"}`, 400, `Timestamp`},
+	} {
+		response, body := do(t, tt.method, admin.URL+tt.path, tt.body)
+		if response.StatusCode != tt.status || !strings.Contains(strings.ReplaceAll(body, `": `, `":`), strings.ReplaceAll(tt.want, `": `, `":`)) {
+			t.Errorf("%s %s: %d %s", tt.method, tt.path, response.StatusCode, body)
+		}
+	}
+	// What a web page has a browser send is not an operator's will.
+	for _, header := range [][]string{{"Sec-Fetch-Site", "cross-site"}, {"Origin", "https://example.com"}} {
+		if response, body := do(t, "POST", admin.URL+"/v1/orders/cs_1:hold", `{"reason": "x"}`, header...); response.StatusCode != 403 {
+			t.Errorf("%v: %d %s", header, response.StatusCode, body)
+		}
 	}
 }
 

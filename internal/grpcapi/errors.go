@@ -13,26 +13,42 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/ordergate/ordergate/internal/eventlog"
+	"github.com/ordergate/ordergate/internal/pipeline"
+	"github.com/ordergate/ordergate/internal/stripeapi"
 )
 
 // errorDomain and the reasons are part of the API (google.rpc.ErrorInfo).
 const (
 	errorDomain = "ordergate"
 
-	reasonInvalidRequest = "INVALID_REQUEST"
-	reasonOrderNotFound  = "ORDER_NOT_FOUND"
-	reasonPageToken      = "PAGE_TOKEN_INVALID"
-	reasonResumeToken    = "RESUME_TOKEN_INVALID"
-	reasonResumeExpired  = "RESUME_TOKEN_EXPIRED"
-	reasonLogUnavailable = "LOG_UNAVAILABLE"
-	reasonShuttingDown   = "SHUTTING_DOWN"
-	reasonInternal       = "INTERNAL"
+	reasonInvalidRequest    = "INVALID_REQUEST"
+	reasonOrderNotFound     = "ORDER_NOT_FOUND"
+	reasonOrderConflict     = "ORDER_CONFLICT"
+	reasonEventNotFound     = "EVENT_NOT_FOUND"
+	reasonPageToken         = "PAGE_TOKEN_INVALID"
+	reasonResumeToken       = "RESUME_TOKEN_INVALID"
+	reasonResumeExpired     = "RESUME_TOKEN_EXPIRED"
+	reasonKeyMissing        = "API_KEY_MISSING"
+	reasonKeyRefused        = "API_KEY_REFUSED"
+	reasonBackfillRunning   = "BACKFILL_RUNNING"
+	reasonStripeUnavailable = "STRIPE_UNAVAILABLE"
+	reasonLogUnavailable    = "LOG_UNAVAILABLE"
+	reasonLogFull           = "LOG_FULL"
+	reasonShuttingDown      = "SHUTTING_DOWN"
+	reasonInternal          = "INTERNAL"
 )
 
 // retryDelay is what a client is told to wait when the gateway is unavailable.
 const retryDelay = 2 * time.Second
 
-var errShuttingDown = errors.New("the gateway is shutting down: connect again, and go on with the last resume token")
+var errShuttingDown = errors.New("the gateway is shutting down: connect again; a watcher goes on with its last resume token")
+
+// missingEvent is an event that is not kept.
+type missingEvent struct{ id string }
+
+func (e *missingEvent) Error() string {
+	return "there is no event " + e.id + ": check the id (evt_…); events are kept for as long as --inbox-max-age says, parked ones until they are converted"
+}
 
 // invalidField is a request with a field that cannot be accepted.
 type invalidField struct{ field, description string }
@@ -62,6 +78,7 @@ func statusOf(err error) *status.Status {
 		field   *invalidField
 		token   *invalidToken
 		expired *expiredToken
+		missing *missingEvent
 	)
 	switch {
 	case errors.As(err, &field):
@@ -70,16 +87,30 @@ func statusOf(err error) *status.Status {
 		return newStatus(codes.InvalidArgument, token.Error(), token.reason, nil, violation(token.field, token.description))
 	case errors.As(err, &expired):
 		return newStatus(codes.OutOfRange, expired.Error(), reasonResumeExpired, map[string]string{"earliest_resume_token": expired.earliest})
+	case errors.As(err, &missing):
+		return newStatus(codes.NotFound, missing.Error(), reasonEventNotFound, nil)
 	case errors.Is(err, eventlog.ErrNotFound):
 		return newStatus(codes.NotFound, "there is no such order: check the id (cs_…, pi_… or in_…); an order exists once its first event was converted", reasonOrderNotFound, nil)
 	case errors.Is(err, errShuttingDown):
 		return newStatus(codes.Unavailable, errShuttingDown.Error(), reasonShuttingDown, nil, retryInfo())
 	case errors.Is(err, context.Canceled):
 		return status.New(codes.Canceled, "the caller cancelled")
+	case errors.Is(err, pipeline.ErrNoKey):
+		return keyProblem(reasonKeyMissing, "the gateway has no Stripe API key, which listing events needs: start it with STRIPE_API_KEY set to a restricted key (rk_…) with Read on Events")
+	case errors.Is(err, stripeapi.ErrPermission), errors.Is(err, stripeapi.ErrUnauthorized):
+		return keyProblem(reasonKeyRefused, "Stripe refuses the gateway's API key: the gateway's own log says which permission is missing, or that the key is not accepted")
+	case errors.Is(err, pipeline.ErrBusy):
+		return newStatus(codes.Aborted, "another backfill is running, one of an operator's or the gateway's own after it was down: try again when it has ended", reasonBackfillRunning, nil, retryInfo())
+	case errors.Is(err, stripeapi.ErrUnavailable):
+		return newStatus(codes.Unavailable, "Stripe's API does not answer: try again later; what was done until now stays", reasonStripeUnavailable, nil, retryInfo())
 	case errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, eventlog.ErrUnavailable):
 		return status.New(codes.DeadlineExceeded, "the caller's deadline passed")
 	case errors.Is(err, eventlog.ErrUnavailable):
 		return newStatus(codes.Unavailable, "the log is unavailable: try again; the gateway's own log says why", reasonLogUnavailable, nil, retryInfo())
+	case errors.Is(err, eventlog.ErrFull):
+		return newStatus(codes.ResourceExhausted, "the log is full: give it more room", reasonLogFull, nil)
+	case errors.Is(err, eventlog.ErrConflict):
+		return newStatus(codes.Aborted, "the order kept changing meanwhile: look at it, and try again", reasonOrderConflict, nil, retryInfo())
 	}
 	// A status that grpc itself made, such as for a send on a broken stream.
 	if s, ok := status.FromError(err); ok {
@@ -96,6 +127,13 @@ func newStatus(code codes.Code, message, reason string, metadata map[string]stri
 		return s
 	}
 	return detailed
+}
+
+// keyProblem is a failed precondition that a mend of the Stripe API key ends.
+func keyProblem(reason, message string) *status.Status {
+	return newStatus(codes.FailedPrecondition, message, reason, nil, &errdetails.PreconditionFailure{
+		Violations: []*errdetails.PreconditionFailure_Violation{{Type: reason, Subject: "STRIPE_API_KEY", Description: message}},
+	})
 }
 
 func violation(field, description string) *errdetails.BadRequest {

@@ -3,9 +3,13 @@ package grpcapi
 import (
 	"regexp"
 	"slices"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
 	"github.com/ordergate/ordergate/internal/eventlog"
+	"github.com/ordergate/ordergate/internal/stripehook"
 )
 
 const (
@@ -59,6 +63,80 @@ func checkEventFilter(filter *ordergatev1.OrderEventFilter) error {
 		if !countryShape.MatchString(country) {
 			return invalid("filter.ship_to_countries", "%.10q is not a country code: two capital letters, such as DE", country)
 		}
+	}
+	return nil
+}
+
+func checkStoredEventFilter(filter *ordergatev1.EventFilter) error {
+	for _, outcome := range filter.GetOutcomes() {
+		if _, known := ordergatev1.EventOutcome_name[int32(outcome)]; !known || outcome == ordergatev1.EventOutcome_EVENT_OUTCOME_UNSPECIFIED {
+			return invalid("filter.outcomes", "%v is not an outcome of an event", outcome)
+		}
+	}
+	if n := len(filter.GetTypes()); n > maxFilterIDs {
+		return invalid("filter.types", "has %d types, at most %d", n, maxFilterIDs)
+	}
+	return checkTimes(map[string]*timestamppb.Timestamp{"filter.start_time": filter.GetStartTime(), "filter.end_time": filter.GetEndTime()})
+}
+
+// checkSelection wants exactly one way to say which events are to be
+// reprocessed.
+func checkSelection(request *ordergatev1.ReprocessEventsRequest) error {
+	ways := 0
+	for _, used := range []bool{len(request.GetEventIds()) > 0, request.GetStartTime() != nil, request.GetParkedOnly()} {
+		if used {
+			ways++
+		}
+	}
+	if ways != 1 {
+		return invalid("event_ids", "say which events: give either event_ids, or start_time, or parked_only")
+	}
+	if request.GetEndTime() != nil && request.GetStartTime() == nil {
+		return invalid("end_time", "goes with start_time only")
+	}
+	if n := len(request.GetEventIds()); n > maxFilterIDs {
+		return invalid("event_ids", "has %d ids, at most %d: give a start_time instead, or call several times", n, maxFilterIDs)
+	}
+	for _, id := range request.GetEventIds() {
+		if err := checkEventID("event_ids", id); err != nil {
+			return err
+		}
+	}
+	return checkTimes(map[string]*timestamppb.Timestamp{"start_time": request.GetStartTime(), "end_time": request.GetEndTime()})
+}
+
+func checkSince(request *ordergatev1.BackfillRequest) error {
+	if request.GetSince() == nil {
+		return invalid("since", "is required: from when on Stripe is asked, at most 30 days ago")
+	}
+	if err := checkTimes(map[string]*timestamppb.Timestamp{"since": request.GetSince()}); err != nil {
+		return err
+	}
+	if since := request.GetSince().AsTime(); since.After(time.Now()) {
+		return invalid("since", "%v is in the future", since)
+	}
+	return nil
+}
+
+// checkTimes checks the times that are set.
+func checkTimes(times map[string]*timestamppb.Timestamp) error {
+	for field, at := range times {
+		if at == nil {
+			continue
+		}
+		if err := at.CheckValid(); err != nil {
+			return invalid(field, "is not a time: %v", err)
+		}
+	}
+	return nil
+}
+
+func checkEventID(field, id string) error {
+	switch {
+	case id == "":
+		return invalid(field, "is required: the id of an event, such as evt_1A")
+	case !stripehook.ValidEventID(id):
+		return invalid(field, "%.40q is not the id of an event: evt_, then letters, digits and _", id)
 	}
 	return nil
 }

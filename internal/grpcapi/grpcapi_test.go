@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -24,17 +25,28 @@ import (
 
 	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
 	"github.com/ordergate/ordergate/internal/eventlog"
+	"github.com/ordergate/ordergate/internal/orders"
+	"github.com/ordergate/ordergate/internal/pipeline"
+	"github.com/ordergate/ordergate/internal/stripeapi"
 )
 
-// gateway is a real server on loopback, in front of a real log.
+// gateway is a real server on loopback, in front of a real log and its pipeline.
 type gateway struct {
-	log    *eventlog.Log
-	server *Server
-	client ordergatev1.OrderServiceClient
-	health healthv1.HealthClient
+	log      *eventlog.Log
+	pipeline *pipeline.Pipeline
+	server   *Server
+	client   ordergatev1.OrderServiceClient
+	events   ordergatev1.EventServiceClient
+	health   healthv1.HealthClient
 }
 
 func newGateway(t *testing.T, dir string) *gateway {
+	t.Helper()
+	return newGatewayWith(t, dir, nil)
+}
+
+// newGatewayWith makes a gateway with a client of Stripe's API, or without one.
+func newGatewayWith(t *testing.T, dir string, stripe *stripeapi.Client) *gateway {
 	t.Helper()
 	logger := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
 	log, err := eventlog.Open(t.Context(), eventlog.Config{Dir: dir, MaxEventBytes: 1 << 20, Logger: logger})
@@ -42,7 +54,8 @@ func newGateway(t *testing.T, dir string) *gateway {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { log.Close() })
-	server := New(log, logger)
+	pipeline := pipeline.New(pipeline.Config{Log: log, Stripe: stripe, Sources: orders.DefaultSources(), ItemsDeadline: 30 * time.Second, Logger: logger, Metrics: prometheus.NewRegistry()})
+	server := New(log, pipeline, logger)
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -58,7 +71,7 @@ func newGateway(t *testing.T, dir string) *gateway {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
-	return &gateway{log, server, ordergatev1.NewOrderServiceClient(conn), healthv1.NewHealthClient(conn)}
+	return &gateway{log, pipeline, server, ordergatev1.NewOrderServiceClient(conn), ordergatev1.NewEventServiceClient(conn), healthv1.NewHealthClient(conn)}
 }
 
 func deadline(t *testing.T) context.Context {
@@ -160,6 +173,7 @@ type problem struct {
 	Code     codes.Code
 	Reason   string
 	Field    string
+	Subject  string // of a failed precondition
 	Retry    bool
 	Metadata map[string]string
 }
@@ -177,6 +191,8 @@ func problemOf(t *testing.T, err error) problem {
 			p.Reason, p.Metadata = d.GetReason(), d.GetMetadata()
 		case *errdetails.BadRequest:
 			p.Field = d.GetFieldViolations()[0].GetField()
+		case *errdetails.PreconditionFailure:
+			p.Subject = d.GetViolations()[0].GetSubject()
 		case *errdetails.RetryInfo:
 			p.Retry = d.GetRetryDelay().AsDuration() > 0
 		}
@@ -411,8 +427,10 @@ func TestClosedLogIsUnavailable(t *testing.T) {
 	_, err = g.client.GetOrder(deadline(t), &ordergatev1.GetOrderRequest{OrderId: "cs_1"})
 	expectProblem(t, err, unavailable)
 	g.server.reportHealth()
-	if r, err := g.health.Check(deadline(t), &healthv1.HealthCheckRequest{Service: "ordergate.v1.OrderService"}); err != nil || r.GetStatus() != healthv1.HealthCheckResponse_NOT_SERVING {
-		t.Errorf("health = %v, %v", r, err)
+	for _, service := range []string{"", "ordergate.v1.OrderService", "ordergate.v1.EventService"} {
+		if r, err := g.health.Check(deadline(t), &healthv1.HealthCheckRequest{Service: service}); err != nil || r.GetStatus() != healthv1.HealthCheckResponse_NOT_SERVING {
+			t.Errorf("health of %q = %v, %v", service, r, err)
+		}
 	}
 }
 
@@ -533,6 +551,12 @@ func TestUnknownErrorsStayInside(t *testing.T) {
 		fmt.Errorf("x: %w", context.DeadlineExceeded):                      {Code: codes.DeadlineExceeded},
 		status.Error(codes.ResourceExhausted, "trying to send too much"):   {Code: codes.ResourceExhausted},
 		fmt.Errorf("%w: %w", eventlog.ErrUnavailable, context.Canceled):    {Code: codes.Canceled},
+		fmt.Errorf("%w: disk", eventlog.ErrFull):                           {Code: codes.ResourceExhausted, Reason: "LOG_FULL"},
+		fmt.Errorf("order: %w", eventlog.ErrConflict):                      {Code: codes.Aborted, Reason: "ORDER_CONFLICT", Retry: true},
+		fmt.Errorf("secret: %w", pipeline.ErrNoKey):                        {Code: codes.FailedPrecondition, Reason: "API_KEY_MISSING", Subject: "STRIPE_API_KEY"},
+		fmt.Errorf("secret: %w", stripeapi.ErrPermission):                  {Code: codes.FailedPrecondition, Reason: "API_KEY_REFUSED", Subject: "STRIPE_API_KEY"},
+		fmt.Errorf("secret: %w", stripeapi.ErrUnauthorized):                {Code: codes.FailedPrecondition, Reason: "API_KEY_REFUSED", Subject: "STRIPE_API_KEY"},
+		fmt.Errorf("secret: %w", stripeapi.ErrUnavailable):                 {Code: codes.Unavailable, Reason: "STRIPE_UNAVAILABLE", Retry: true},
 		fmt.Errorf("%w: %w", eventlog.ErrUnavailable, io.ErrUnexpectedEOF): {Code: codes.Unavailable, Reason: "LOG_UNAVAILABLE", Retry: true},
 	} {
 		mapped := statusOf(err)

@@ -2,11 +2,14 @@ package grpcapi
 
 import (
 	"context"
+	"strings"
+	"unicode/utf8"
 
 	"google.golang.org/protobuf/proto"
 
 	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
 	"github.com/ordergate/ordergate/internal/eventlog"
+	"github.com/ordergate/ordergate/internal/pipeline"
 )
 
 const (
@@ -17,12 +20,16 @@ const (
 	maxPageBytes = 3 << 20
 	// maxListCalls bounds how much of the log one ListOrders looks at.
 	maxListCalls = 20
+	// maxReason bounds an operator's words, in characters.
+	maxReason = 500
 )
 
-// orderService implements ordergate.v1.OrderService on the log.
+// orderService implements ordergate.v1.OrderService: it reads the log, and has
+// the pipeline, the only writer of orders, do what operators ask for.
 type orderService struct {
 	ordergatev1.UnimplementedOrderServiceServer
-	log *eventlog.Log
+	log      *eventlog.Log
+	pipeline *pipeline.Pipeline
 	// draining ends when open streams are to end.
 	draining context.Context
 }
@@ -57,7 +64,7 @@ func (s *orderService) ListOrders(ctx context.Context, request *ordergatev1.List
 			return nil, &invalidToken{reasonPageToken, "page_token", err.Error()}
 		}
 	}
-	page := page{size: pageSize}
+	page := page[*ordergatev1.Order]{size: pageSize}
 	for calls := 0; below != 0 && !page.full() && calls < maxListCalls; calls++ {
 		var records []*eventlog.OrderRecord
 		records, below, err = s.log.NewestOrders(ctx, snapshot, below, pageSize)
@@ -80,26 +87,26 @@ func (s *orderService) ListOrders(ctx context.Context, request *ordergatev1.List
 			}
 		}
 	}
-	response := &ordergatev1.ListOrdersResponse{Orders: page.orders}
+	response := &ordergatev1.ListOrdersResponse{Orders: page.items}
 	if below != 0 {
 		response.NextPageToken = encodeToken(orderPageToken, state.LogID, snapshot, below)
 	}
 	return response, nil
 }
 
-// page collects orders up to a number and a size.
-type page struct {
-	size   int
-	bytes  int
-	orders []*ordergatev1.Order
+// page collects what is listed up to a number and a size.
+type page[T proto.Message] struct {
+	size  int
+	bytes int
+	items []T
 }
 
-func (p *page) add(order *ordergatev1.Order) {
-	p.orders = append(p.orders, order)
-	p.bytes += proto.Size(order)
+func (p *page[T]) add(item T) {
+	p.items = append(p.items, item)
+	p.bytes += proto.Size(item)
 }
 
-func (p *page) full() bool { return len(p.orders) >= p.size || p.bytes >= maxPageBytes }
+func (p *page[T]) full() bool { return len(p.items) >= p.size || p.bytes >= maxPageBytes }
 
 func (s *orderService) ListOrderEvents(ctx context.Context, request *ordergatev1.ListOrderEventsRequest) (*ordergatev1.ListOrderEventsResponse, error) {
 	if err := checkOrderID("order_id", request.GetOrderId()); err != nil {
@@ -140,6 +147,40 @@ func (s *orderService) ListOrderEvents(ctx context.Context, request *ordergatev1
 		response.NextPageToken = encodeToken(eventPageToken, state.LogID, after)
 	}
 	return response, nil
+}
+
+func (s *orderService) HoldOrder(ctx context.Context, request *ordergatev1.HoldOrderRequest) (*ordergatev1.HoldOrderResponse, error) {
+	order, err := operate(ctx, s.pipeline.Hold, request)
+	if err != nil {
+		return nil, err
+	}
+	return &ordergatev1.HoldOrderResponse{Order: order}, nil
+}
+
+func (s *orderService) ReleaseOrder(ctx context.Context, request *ordergatev1.ReleaseOrderRequest) (*ordergatev1.ReleaseOrderResponse, error) {
+	order, err := operate(ctx, s.pipeline.Release, request)
+	if err != nil {
+		return nil, err
+	}
+	return &ordergatev1.ReleaseOrderResponse{Order: order}, nil
+}
+
+// operate has the pipeline do what an operator asks for.
+func operate(ctx context.Context, do func(ctx context.Context, orderID, reason string) (*ordergatev1.Order, error), request interface {
+	GetOrderId() string
+	GetReason() string
+}) (*ordergatev1.Order, error) {
+	if err := checkOrderID("order_id", request.GetOrderId()); err != nil {
+		return nil, err
+	}
+	reason := strings.TrimSpace(request.GetReason())
+	if reason == "" {
+		return nil, invalid("reason", "is required: say why, for those who find the order like this")
+	}
+	if n := utf8.RuneCountInString(reason); n > maxReason {
+		return nil, invalid("reason", "has %d characters, at most %d", n, maxReason)
+	}
+	return do(ctx, request.GetOrderId(), reason)
 }
 
 func checkOrderID(field, id string) error {

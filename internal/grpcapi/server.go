@@ -1,10 +1,12 @@
-// Package grpcapi serves the gRPC API: OrderService, health and reflection. It
+// Package grpcapi serves the gRPC API: OrderService, EventService, health and
+// reflection. It
 // is where errors of the inner packages become gRPC statuses, and where streams
 // are drained when the gateway stops.
 package grpcapi
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -19,6 +21,7 @@ import (
 
 	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
 	"github.com/ordergate/ordergate/internal/eventlog"
+	"github.com/ordergate/ordergate/internal/pipeline"
 )
 
 const (
@@ -41,8 +44,9 @@ type Server struct {
 	drain    context.CancelFunc
 }
 
-// New returns a server on a log.
-func New(log *eventlog.Log, logger *slog.Logger) *Server {
+// New returns a server that shows what is in a log, and has the log's pipeline
+// do what operators ask for.
+func New(log *eventlog.Log, pipeline *pipeline.Pipeline, logger *slog.Logger) *Server {
 	s := &Server{log: log, health: health.NewServer()}
 	s.draining, s.drain = context.WithCancel(context.Background())
 	mapping := errorMapper{logger}
@@ -59,7 +63,8 @@ func New(log *eventlog.Log, logger *slog.Logger) *Server {
 		grpc.ChainUnaryInterceptor(mapping.unary),
 		grpc.ChainStreamInterceptor(mapping.stream),
 	)
-	ordergatev1.RegisterOrderServiceServer(s.grpc, &orderService{log: log, draining: s.draining})
+	ordergatev1.RegisterOrderServiceServer(s.grpc, &orderService{log: log, pipeline: pipeline, draining: s.draining})
+	ordergatev1.RegisterEventServiceServer(s.grpc, &eventService{log: log, pipeline: pipeline, draining: s.draining, logger: logger})
 	healthv1.RegisterHealthServer(s.grpc, s.health)
 	reflection.Register(s.grpc)
 	s.reportHealth()
@@ -89,7 +94,7 @@ func (s *Server) reportHealth() {
 	if s.log.Ready() != nil {
 		status = healthv1.HealthCheckResponse_NOT_SERVING
 	}
-	for _, service := range []string{"", ordergatev1.OrderService_ServiceDesc.ServiceName} {
+	for _, service := range []string{"", ordergatev1.OrderService_ServiceDesc.ServiceName, ordergatev1.EventService_ServiceDesc.ServiceName} {
 		s.health.SetServingStatus(service, status)
 	}
 }
@@ -111,6 +116,26 @@ func (s *Server) Shutdown(ctx context.Context) {
 		s.grpc.Stop()
 		<-stopped
 	}
+}
+
+// untilDraining returns a context for a stream, which also ends, with the cause
+// errShuttingDown, when the server drains. Return what comes of it through
+// causeOf.
+func untilDraining(stream, draining context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(stream)
+	stopWaiting := context.AfterFunc(draining, func() { cancel(errShuttingDown) })
+	return ctx, func() {
+		stopWaiting()
+		cancel(nil)
+	}
+}
+
+// causeOf returns why ctx ended for an error that only says that it did.
+func causeOf(ctx context.Context, err error) error {
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		return context.Cause(ctx)
+	}
+	return err
 }
 
 // errorMapper is the edge where errors become statuses, and panics errors.

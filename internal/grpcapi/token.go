@@ -15,6 +15,9 @@ const (
 	resumeToken    tokenKind = 1 // the sequence of the last event
 	orderPageToken tokenKind = 2 // the snapshot, and the sequence below which to go on
 	eventPageToken tokenKind = 3 // the sequence of the last event
+
+	inboxPageToken  tokenKind = 4 // the sequence below which to go on
+	parkedPageToken tokenKind = 5 // how many parked events are left, the longest parked ones
 )
 
 var (

@@ -30,19 +30,14 @@ func (s *orderService) WatchOrders(request *ordergatev1.WatchOrdersRequest, stre
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithCancelCause(stream.Context())
-	defer cancel(nil)
-	stopWaiting := context.AfterFunc(s.draining, func() { cancel(errShuttingDown) })
-	defer stopWaiting()
+	ctx, cancel := untilDraining(stream.Context(), s.draining)
+	defer cancel()
 
 	w := &watcher{log: s.log, filter: request.GetFilter(), heartbeat: heartbeat, stream: stream}
 	if err := w.start(ctx, request); err != nil {
-		return err
+		return causeOf(ctx, err)
 	}
-	if err := w.run(ctx); !errors.Is(err, context.Canceled) {
-		return err
-	}
-	return context.Cause(ctx)
+	return causeOf(ctx, w.run(ctx))
 }
 
 func checkHeartbeat(request *ordergatev1.WatchOrdersRequest) (time.Duration, error) {

@@ -18,6 +18,9 @@ var (
 	eventTypeShape = regexp.MustCompile(`^[A-Za-z0-9_.\[\]-]{1,200}$`)
 )
 
+// ValidEventID reports whether a string has the shape of an event's id.
+func ValidEventID(id string) bool { return eventIDShape.MatchString(id) }
+
 // Envelope is what an event says about itself, whatever it is about.
 type Envelope struct {
 	// ID is the event's id: `evt_` and letters, digits and underscores.

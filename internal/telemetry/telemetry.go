@@ -19,14 +19,15 @@ func NewLogger(w io.Writer, format, level string) *slog.Logger {
 	if err := threshold.UnmarshalText([]byte(level)); err != nil {
 		threshold = slog.LevelInfo
 	}
-	terminal := isTerminal(w)
+	terminal := IsTerminal(w)
 	if format == "text" || format == "auto" && terminal {
 		return slog.New(tint.NewTextHandler(w, &tint.Options{Level: threshold, TimeFormat: time.TimeOnly, NoColor: !terminal}))
 	}
 	return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: threshold}))
 }
 
-func isTerminal(w io.Writer) bool {
+// IsTerminal reports whether a person reads what is written to w as it comes.
+func IsTerminal(w io.Writer) bool {
 	f, ok := w.(*os.File)
 	return ok && isatty.IsTerminal(f.Fd())
 }

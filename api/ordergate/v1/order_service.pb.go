@@ -117,6 +117,210 @@ func (x *GetOrderResponse) GetOrder() *Order {
 	return nil
 }
 
+// HoldOrderRequest asks for an order to be stopped.
+type HoldOrderRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The order's id. Required.
+	OrderId string `protobuf:"bytes,1,opt,name=order_id,json=orderId,proto3" json:"order_id,omitempty"`
+	// Why, in the operator's own words: 1 to 500 characters. Required. It is kept
+	// in the order's history and sent to every subscriber.
+	Reason        string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HoldOrderRequest) Reset() {
+	*x = HoldOrderRequest{}
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HoldOrderRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HoldOrderRequest) ProtoMessage() {}
+
+func (x *HoldOrderRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HoldOrderRequest.ProtoReflect.Descriptor instead.
+func (*HoldOrderRequest) Descriptor() ([]byte, []int) {
+	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *HoldOrderRequest) GetOrderId() string {
+	if x != nil {
+		return x.OrderId
+	}
+	return ""
+}
+
+func (x *HoldOrderRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// HoldOrderResponse holds the order that was stopped.
+type HoldOrderResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The newest revision of the order; it is durable.
+	Order         *Order `protobuf:"bytes,1,opt,name=order,proto3" json:"order,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HoldOrderResponse) Reset() {
+	*x = HoldOrderResponse{}
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HoldOrderResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HoldOrderResponse) ProtoMessage() {}
+
+func (x *HoldOrderResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HoldOrderResponse.ProtoReflect.Descriptor instead.
+func (*HoldOrderResponse) Descriptor() ([]byte, []int) {
+	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *HoldOrderResponse) GetOrder() *Order {
+	if x != nil {
+		return x.Order
+	}
+	return nil
+}
+
+// ReleaseOrderRequest asks for an order to be freed.
+type ReleaseOrderRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The order's id. Required.
+	OrderId string `protobuf:"bytes,1,opt,name=order_id,json=orderId,proto3" json:"order_id,omitempty"`
+	// Why, in the operator's own words: 1 to 500 characters. Required. It is kept
+	// in the order's history and sent to every subscriber.
+	Reason        string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReleaseOrderRequest) Reset() {
+	*x = ReleaseOrderRequest{}
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReleaseOrderRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReleaseOrderRequest) ProtoMessage() {}
+
+func (x *ReleaseOrderRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReleaseOrderRequest.ProtoReflect.Descriptor instead.
+func (*ReleaseOrderRequest) Descriptor() ([]byte, []int) {
+	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *ReleaseOrderRequest) GetOrderId() string {
+	if x != nil {
+		return x.OrderId
+	}
+	return ""
+}
+
+func (x *ReleaseOrderRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// ReleaseOrderResponse holds the order that was freed.
+type ReleaseOrderResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The newest revision of the order; it is durable.
+	Order         *Order `protobuf:"bytes,1,opt,name=order,proto3" json:"order,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReleaseOrderResponse) Reset() {
+	*x = ReleaseOrderResponse{}
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReleaseOrderResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReleaseOrderResponse) ProtoMessage() {}
+
+func (x *ReleaseOrderResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReleaseOrderResponse.ProtoReflect.Descriptor instead.
+func (*ReleaseOrderResponse) Descriptor() ([]byte, []int) {
+	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ReleaseOrderResponse) GetOrder() *Order {
+	if x != nil {
+		return x.Order
+	}
+	return nil
+}
+
 // OrderFilter selects orders. An empty list selects everything; several fields
 // must all match.
 type OrderFilter struct {
@@ -133,7 +337,7 @@ type OrderFilter struct {
 
 func (x *OrderFilter) Reset() {
 	*x = OrderFilter{}
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[2]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -145,7 +349,7 @@ func (x *OrderFilter) String() string {
 func (*OrderFilter) ProtoMessage() {}
 
 func (x *OrderFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[2]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -158,7 +362,7 @@ func (x *OrderFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OrderFilter.ProtoReflect.Descriptor instead.
 func (*OrderFilter) Descriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{2}
+	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *OrderFilter) GetLivemode() bool {
@@ -199,7 +403,7 @@ type ListOrdersRequest struct {
 
 func (x *ListOrdersRequest) Reset() {
 	*x = ListOrdersRequest{}
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[3]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -211,7 +415,7 @@ func (x *ListOrdersRequest) String() string {
 func (*ListOrdersRequest) ProtoMessage() {}
 
 func (x *ListOrdersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[3]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -224,7 +428,7 @@ func (x *ListOrdersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOrdersRequest.ProtoReflect.Descriptor instead.
 func (*ListOrdersRequest) Descriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{3}
+	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ListOrdersRequest) GetPageSize() int32 {
@@ -261,7 +465,7 @@ type ListOrdersResponse struct {
 
 func (x *ListOrdersResponse) Reset() {
 	*x = ListOrdersResponse{}
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[4]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -273,7 +477,7 @@ func (x *ListOrdersResponse) String() string {
 func (*ListOrdersResponse) ProtoMessage() {}
 
 func (x *ListOrdersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[4]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -286,7 +490,7 @@ func (x *ListOrdersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOrdersResponse.ProtoReflect.Descriptor instead.
 func (*ListOrdersResponse) Descriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{4}
+	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ListOrdersResponse) GetOrders() []*Order {
@@ -318,7 +522,7 @@ type ListOrderEventsRequest struct {
 
 func (x *ListOrderEventsRequest) Reset() {
 	*x = ListOrderEventsRequest{}
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[5]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -330,7 +534,7 @@ func (x *ListOrderEventsRequest) String() string {
 func (*ListOrderEventsRequest) ProtoMessage() {}
 
 func (x *ListOrderEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[5]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -343,7 +547,7 @@ func (x *ListOrderEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOrderEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListOrderEventsRequest) Descriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{5}
+	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ListOrderEventsRequest) GetOrderId() string {
@@ -380,7 +584,7 @@ type ListOrderEventsResponse struct {
 
 func (x *ListOrderEventsResponse) Reset() {
 	*x = ListOrderEventsResponse{}
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[6]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -392,7 +596,7 @@ func (x *ListOrderEventsResponse) String() string {
 func (*ListOrderEventsResponse) ProtoMessage() {}
 
 func (x *ListOrderEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[6]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -405,7 +609,7 @@ func (x *ListOrderEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOrderEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListOrderEventsResponse) Descriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{6}
+	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ListOrderEventsResponse) GetEvents() []*OrderEvent {
@@ -444,7 +648,7 @@ type OrderEventFilter struct {
 
 func (x *OrderEventFilter) Reset() {
 	*x = OrderEventFilter{}
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[7]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -456,7 +660,7 @@ func (x *OrderEventFilter) String() string {
 func (*OrderEventFilter) ProtoMessage() {}
 
 func (x *OrderEventFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[7]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -469,7 +673,7 @@ func (x *OrderEventFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OrderEventFilter.ProtoReflect.Descriptor instead.
 func (*OrderEventFilter) Descriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{7}
+	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *OrderEventFilter) GetKinds() []OrderEventKind {
@@ -529,7 +733,7 @@ type WatchOrdersRequest struct {
 
 func (x *WatchOrdersRequest) Reset() {
 	*x = WatchOrdersRequest{}
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[8]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -541,7 +745,7 @@ func (x *WatchOrdersRequest) String() string {
 func (*WatchOrdersRequest) ProtoMessage() {}
 
 func (x *WatchOrdersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[8]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -554,7 +758,7 @@ func (x *WatchOrdersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchOrdersRequest.ProtoReflect.Descriptor instead.
 func (*WatchOrdersRequest) Descriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{8}
+	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *WatchOrdersRequest) GetStart() isWatchOrdersRequest_Start {
@@ -653,7 +857,7 @@ type WatchOrdersResponse struct {
 
 func (x *WatchOrdersResponse) Reset() {
 	*x = WatchOrdersResponse{}
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[9]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -665,7 +869,7 @@ func (x *WatchOrdersResponse) String() string {
 func (*WatchOrdersResponse) ProtoMessage() {}
 
 func (x *WatchOrdersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[9]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -678,7 +882,7 @@ func (x *WatchOrdersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchOrdersResponse.ProtoReflect.Descriptor instead.
 func (*WatchOrdersResponse) Descriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{9}
+	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *WatchOrdersResponse) GetPayload() isWatchOrdersResponse_Payload {
@@ -759,7 +963,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[10]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -771,7 +975,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[10]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -784,7 +988,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{10}
+	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Heartbeat) GetTime() *timestamppb.Timestamp {
@@ -803,7 +1007,7 @@ type CaughtUp struct {
 
 func (x *CaughtUp) Reset() {
 	*x = CaughtUp{}
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[11]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -815,7 +1019,7 @@ func (x *CaughtUp) String() string {
 func (*CaughtUp) ProtoMessage() {}
 
 func (x *CaughtUp) ProtoReflect() protoreflect.Message {
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[11]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -828,7 +1032,7 @@ func (x *CaughtUp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CaughtUp.ProtoReflect.Descriptor instead.
 func (*CaughtUp) Descriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{11}
+	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{15}
 }
 
 var File_ordergate_v1_order_service_proto protoreflect.FileDescriptor
@@ -839,6 +1043,16 @@ const file_ordergate_v1_order_service_proto_rawDesc = "" +
 	"\x0fGetOrderRequest\x12\x19\n" +
 	"\border_id\x18\x01 \x01(\tR\aorderId\"=\n" +
 	"\x10GetOrderResponse\x12)\n" +
+	"\x05order\x18\x01 \x01(\v2\x13.ordergate.v1.OrderR\x05order\"E\n" +
+	"\x10HoldOrderRequest\x12\x19\n" +
+	"\border_id\x18\x01 \x01(\tR\aorderId\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\">\n" +
+	"\x11HoldOrderResponse\x12)\n" +
+	"\x05order\x18\x01 \x01(\v2\x13.ordergate.v1.OrderR\x05order\"H\n" +
+	"\x13ReleaseOrderRequest\x12\x19\n" +
+	"\border_id\x18\x01 \x01(\tR\aorderId\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"A\n" +
+	"\x14ReleaseOrderResponse\x12)\n" +
 	"\x05order\x18\x01 \x01(\v2\x13.ordergate.v1.OrderR\x05order\"\xab\x01\n" +
 	"\vOrderFilter\x12\x1f\n" +
 	"\blivemode\x18\x01 \x01(\bH\x00R\blivemode\x88\x01\x01\x125\n" +
@@ -887,13 +1101,15 @@ const file_ordergate_v1_order_service_proto_rawDesc = "" +
 	"\tHeartbeat\x12.\n" +
 	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\"\n" +
 	"\n" +
-	"\bCaughtUp2\xe0\x02\n" +
+	"\bCaughtUp2\x85\x04\n" +
 	"\fOrderService\x12I\n" +
 	"\bGetOrder\x12\x1d.ordergate.v1.GetOrderRequest\x1a\x1e.ordergate.v1.GetOrderResponse\x12O\n" +
 	"\n" +
 	"ListOrders\x12\x1f.ordergate.v1.ListOrdersRequest\x1a .ordergate.v1.ListOrdersResponse\x12^\n" +
 	"\x0fListOrderEvents\x12$.ordergate.v1.ListOrderEventsRequest\x1a%.ordergate.v1.ListOrderEventsResponse\x12T\n" +
-	"\vWatchOrders\x12 .ordergate.v1.WatchOrdersRequest\x1a!.ordergate.v1.WatchOrdersResponse0\x01B=Z;github.com/ordergate/ordergate/api/ordergate/v1;ordergatev1b\x06proto3"
+	"\vWatchOrders\x12 .ordergate.v1.WatchOrdersRequest\x1a!.ordergate.v1.WatchOrdersResponse0\x01\x12L\n" +
+	"\tHoldOrder\x12\x1e.ordergate.v1.HoldOrderRequest\x1a\x1f.ordergate.v1.HoldOrderResponse\x12U\n" +
+	"\fReleaseOrder\x12!.ordergate.v1.ReleaseOrderRequest\x1a\".ordergate.v1.ReleaseOrderResponseB=Z;github.com/ordergate/ordergate/api/ordergate/v1;ordergatev1b\x06proto3"
 
 var (
 	file_ordergate_v1_order_service_proto_rawDescOnce sync.Once
@@ -907,56 +1123,66 @@ func file_ordergate_v1_order_service_proto_rawDescGZIP() []byte {
 	return file_ordergate_v1_order_service_proto_rawDescData
 }
 
-var file_ordergate_v1_order_service_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_ordergate_v1_order_service_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_ordergate_v1_order_service_proto_goTypes = []any{
 	(*GetOrderRequest)(nil),         // 0: ordergate.v1.GetOrderRequest
 	(*GetOrderResponse)(nil),        // 1: ordergate.v1.GetOrderResponse
-	(*OrderFilter)(nil),             // 2: ordergate.v1.OrderFilter
-	(*ListOrdersRequest)(nil),       // 3: ordergate.v1.ListOrdersRequest
-	(*ListOrdersResponse)(nil),      // 4: ordergate.v1.ListOrdersResponse
-	(*ListOrderEventsRequest)(nil),  // 5: ordergate.v1.ListOrderEventsRequest
-	(*ListOrderEventsResponse)(nil), // 6: ordergate.v1.ListOrderEventsResponse
-	(*OrderEventFilter)(nil),        // 7: ordergate.v1.OrderEventFilter
-	(*WatchOrdersRequest)(nil),      // 8: ordergate.v1.WatchOrdersRequest
-	(*WatchOrdersResponse)(nil),     // 9: ordergate.v1.WatchOrdersResponse
-	(*Heartbeat)(nil),               // 10: ordergate.v1.Heartbeat
-	(*CaughtUp)(nil),                // 11: ordergate.v1.CaughtUp
-	(*Order)(nil),                   // 12: ordergate.v1.Order
-	(OrderStatus)(0),                // 13: ordergate.v1.OrderStatus
-	(Directive)(0),                  // 14: ordergate.v1.Directive
-	(*OrderEvent)(nil),              // 15: ordergate.v1.OrderEvent
-	(OrderEventKind)(0),             // 16: ordergate.v1.OrderEventKind
-	(*timestamppb.Timestamp)(nil),   // 17: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),     // 18: google.protobuf.Duration
+	(*HoldOrderRequest)(nil),        // 2: ordergate.v1.HoldOrderRequest
+	(*HoldOrderResponse)(nil),       // 3: ordergate.v1.HoldOrderResponse
+	(*ReleaseOrderRequest)(nil),     // 4: ordergate.v1.ReleaseOrderRequest
+	(*ReleaseOrderResponse)(nil),    // 5: ordergate.v1.ReleaseOrderResponse
+	(*OrderFilter)(nil),             // 6: ordergate.v1.OrderFilter
+	(*ListOrdersRequest)(nil),       // 7: ordergate.v1.ListOrdersRequest
+	(*ListOrdersResponse)(nil),      // 8: ordergate.v1.ListOrdersResponse
+	(*ListOrderEventsRequest)(nil),  // 9: ordergate.v1.ListOrderEventsRequest
+	(*ListOrderEventsResponse)(nil), // 10: ordergate.v1.ListOrderEventsResponse
+	(*OrderEventFilter)(nil),        // 11: ordergate.v1.OrderEventFilter
+	(*WatchOrdersRequest)(nil),      // 12: ordergate.v1.WatchOrdersRequest
+	(*WatchOrdersResponse)(nil),     // 13: ordergate.v1.WatchOrdersResponse
+	(*Heartbeat)(nil),               // 14: ordergate.v1.Heartbeat
+	(*CaughtUp)(nil),                // 15: ordergate.v1.CaughtUp
+	(*Order)(nil),                   // 16: ordergate.v1.Order
+	(OrderStatus)(0),                // 17: ordergate.v1.OrderStatus
+	(Directive)(0),                  // 18: ordergate.v1.Directive
+	(*OrderEvent)(nil),              // 19: ordergate.v1.OrderEvent
+	(OrderEventKind)(0),             // 20: ordergate.v1.OrderEventKind
+	(*timestamppb.Timestamp)(nil),   // 21: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),     // 22: google.protobuf.Duration
 }
 var file_ordergate_v1_order_service_proto_depIdxs = []int32{
-	12, // 0: ordergate.v1.GetOrderResponse.order:type_name -> ordergate.v1.Order
-	13, // 1: ordergate.v1.OrderFilter.statuses:type_name -> ordergate.v1.OrderStatus
-	14, // 2: ordergate.v1.OrderFilter.directives:type_name -> ordergate.v1.Directive
-	2,  // 3: ordergate.v1.ListOrdersRequest.filter:type_name -> ordergate.v1.OrderFilter
-	12, // 4: ordergate.v1.ListOrdersResponse.orders:type_name -> ordergate.v1.Order
-	15, // 5: ordergate.v1.ListOrderEventsResponse.events:type_name -> ordergate.v1.OrderEvent
-	16, // 6: ordergate.v1.OrderEventFilter.kinds:type_name -> ordergate.v1.OrderEventKind
-	17, // 7: ordergate.v1.WatchOrdersRequest.start_time:type_name -> google.protobuf.Timestamp
-	7,  // 8: ordergate.v1.WatchOrdersRequest.filter:type_name -> ordergate.v1.OrderEventFilter
-	18, // 9: ordergate.v1.WatchOrdersRequest.heartbeat_interval:type_name -> google.protobuf.Duration
-	15, // 10: ordergate.v1.WatchOrdersResponse.event:type_name -> ordergate.v1.OrderEvent
-	10, // 11: ordergate.v1.WatchOrdersResponse.heartbeat:type_name -> ordergate.v1.Heartbeat
-	11, // 12: ordergate.v1.WatchOrdersResponse.caught_up:type_name -> ordergate.v1.CaughtUp
-	17, // 13: ordergate.v1.Heartbeat.time:type_name -> google.protobuf.Timestamp
-	0,  // 14: ordergate.v1.OrderService.GetOrder:input_type -> ordergate.v1.GetOrderRequest
-	3,  // 15: ordergate.v1.OrderService.ListOrders:input_type -> ordergate.v1.ListOrdersRequest
-	5,  // 16: ordergate.v1.OrderService.ListOrderEvents:input_type -> ordergate.v1.ListOrderEventsRequest
-	8,  // 17: ordergate.v1.OrderService.WatchOrders:input_type -> ordergate.v1.WatchOrdersRequest
-	1,  // 18: ordergate.v1.OrderService.GetOrder:output_type -> ordergate.v1.GetOrderResponse
-	4,  // 19: ordergate.v1.OrderService.ListOrders:output_type -> ordergate.v1.ListOrdersResponse
-	6,  // 20: ordergate.v1.OrderService.ListOrderEvents:output_type -> ordergate.v1.ListOrderEventsResponse
-	9,  // 21: ordergate.v1.OrderService.WatchOrders:output_type -> ordergate.v1.WatchOrdersResponse
-	18, // [18:22] is the sub-list for method output_type
-	14, // [14:18] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	16, // 0: ordergate.v1.GetOrderResponse.order:type_name -> ordergate.v1.Order
+	16, // 1: ordergate.v1.HoldOrderResponse.order:type_name -> ordergate.v1.Order
+	16, // 2: ordergate.v1.ReleaseOrderResponse.order:type_name -> ordergate.v1.Order
+	17, // 3: ordergate.v1.OrderFilter.statuses:type_name -> ordergate.v1.OrderStatus
+	18, // 4: ordergate.v1.OrderFilter.directives:type_name -> ordergate.v1.Directive
+	6,  // 5: ordergate.v1.ListOrdersRequest.filter:type_name -> ordergate.v1.OrderFilter
+	16, // 6: ordergate.v1.ListOrdersResponse.orders:type_name -> ordergate.v1.Order
+	19, // 7: ordergate.v1.ListOrderEventsResponse.events:type_name -> ordergate.v1.OrderEvent
+	20, // 8: ordergate.v1.OrderEventFilter.kinds:type_name -> ordergate.v1.OrderEventKind
+	21, // 9: ordergate.v1.WatchOrdersRequest.start_time:type_name -> google.protobuf.Timestamp
+	11, // 10: ordergate.v1.WatchOrdersRequest.filter:type_name -> ordergate.v1.OrderEventFilter
+	22, // 11: ordergate.v1.WatchOrdersRequest.heartbeat_interval:type_name -> google.protobuf.Duration
+	19, // 12: ordergate.v1.WatchOrdersResponse.event:type_name -> ordergate.v1.OrderEvent
+	14, // 13: ordergate.v1.WatchOrdersResponse.heartbeat:type_name -> ordergate.v1.Heartbeat
+	15, // 14: ordergate.v1.WatchOrdersResponse.caught_up:type_name -> ordergate.v1.CaughtUp
+	21, // 15: ordergate.v1.Heartbeat.time:type_name -> google.protobuf.Timestamp
+	0,  // 16: ordergate.v1.OrderService.GetOrder:input_type -> ordergate.v1.GetOrderRequest
+	7,  // 17: ordergate.v1.OrderService.ListOrders:input_type -> ordergate.v1.ListOrdersRequest
+	9,  // 18: ordergate.v1.OrderService.ListOrderEvents:input_type -> ordergate.v1.ListOrderEventsRequest
+	12, // 19: ordergate.v1.OrderService.WatchOrders:input_type -> ordergate.v1.WatchOrdersRequest
+	2,  // 20: ordergate.v1.OrderService.HoldOrder:input_type -> ordergate.v1.HoldOrderRequest
+	4,  // 21: ordergate.v1.OrderService.ReleaseOrder:input_type -> ordergate.v1.ReleaseOrderRequest
+	1,  // 22: ordergate.v1.OrderService.GetOrder:output_type -> ordergate.v1.GetOrderResponse
+	8,  // 23: ordergate.v1.OrderService.ListOrders:output_type -> ordergate.v1.ListOrdersResponse
+	10, // 24: ordergate.v1.OrderService.ListOrderEvents:output_type -> ordergate.v1.ListOrderEventsResponse
+	13, // 25: ordergate.v1.OrderService.WatchOrders:output_type -> ordergate.v1.WatchOrdersResponse
+	3,  // 26: ordergate.v1.OrderService.HoldOrder:output_type -> ordergate.v1.HoldOrderResponse
+	5,  // 27: ordergate.v1.OrderService.ReleaseOrder:output_type -> ordergate.v1.ReleaseOrderResponse
+	22, // [22:28] is the sub-list for method output_type
+	16, // [16:22] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_ordergate_v1_order_service_proto_init() }
@@ -965,14 +1191,14 @@ func file_ordergate_v1_order_service_proto_init() {
 		return
 	}
 	file_ordergate_v1_order_proto_init()
-	file_ordergate_v1_order_service_proto_msgTypes[2].OneofWrappers = []any{}
-	file_ordergate_v1_order_service_proto_msgTypes[7].OneofWrappers = []any{}
-	file_ordergate_v1_order_service_proto_msgTypes[8].OneofWrappers = []any{
+	file_ordergate_v1_order_service_proto_msgTypes[6].OneofWrappers = []any{}
+	file_ordergate_v1_order_service_proto_msgTypes[11].OneofWrappers = []any{}
+	file_ordergate_v1_order_service_proto_msgTypes[12].OneofWrappers = []any{
 		(*WatchOrdersRequest_FromBeginning)(nil),
 		(*WatchOrdersRequest_StartTime)(nil),
 		(*WatchOrdersRequest_ResumeToken)(nil),
 	}
-	file_ordergate_v1_order_service_proto_msgTypes[9].OneofWrappers = []any{
+	file_ordergate_v1_order_service_proto_msgTypes[13].OneofWrappers = []any{
 		(*WatchOrdersResponse_Event)(nil),
 		(*WatchOrdersResponse_Heartbeat)(nil),
 		(*WatchOrdersResponse_CaughtUp)(nil),
@@ -983,7 +1209,7 @@ func file_ordergate_v1_order_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_ordergate_v1_order_service_proto_rawDesc), len(file_ordergate_v1_order_service_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   12,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -25,6 +25,8 @@ const (
 	OrderService_ListOrders_FullMethodName      = "/ordergate.v1.OrderService/ListOrders"
 	OrderService_ListOrderEvents_FullMethodName = "/ordergate.v1.OrderService/ListOrderEvents"
 	OrderService_WatchOrders_FullMethodName     = "/ordergate.v1.OrderService/WatchOrders"
+	OrderService_HoldOrder_FullMethodName       = "/ordergate.v1.OrderService/HoldOrder"
+	OrderService_ReleaseOrder_FullMethodName    = "/ordergate.v1.OrderService/ReleaseOrder"
 )
 
 // OrderServiceClient is the client API for OrderService service.
@@ -35,9 +37,9 @@ const (
 // it is durable.
 //
 // Every error carries a google.rpc.ErrorInfo of the domain `ordergate`; its
-// reasons are INVALID_REQUEST, ORDER_NOT_FOUND, PAGE_TOKEN_INVALID,
-// RESUME_TOKEN_INVALID, RESUME_TOKEN_EXPIRED, LOG_UNAVAILABLE, SHUTTING_DOWN
-// and INTERNAL.
+// reasons are INVALID_REQUEST, ORDER_NOT_FOUND, ORDER_CONFLICT,
+// PAGE_TOKEN_INVALID, RESUME_TOKEN_INVALID, RESUME_TOKEN_EXPIRED,
+// LOG_UNAVAILABLE, LOG_FULL, SHUTTING_DOWN and INTERNAL.
 type OrderServiceClient interface {
 	// GetOrder returns the newest revision of an order. NOT_FOUND
 	// (ORDER_NOT_FOUND) when there is none of that id.
@@ -57,6 +59,25 @@ type OrderServiceClient interface {
 	// kept, with the earliest token there is in the ErrorInfo's metadata as
 	// `earliest_resume_token`.
 	WatchOrders(ctx context.Context, in *WatchOrdersRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchOrdersResponse], error)
+	// HoldOrder stops an order for an operator: its directive becomes HOLD, with
+	// the reason HOLD_REASON_OPERATOR, unless it is to be cancelled anyway or has
+	// not been paid. The hold is an order event (HELD) with the reason as its
+	// note. An order that an operator holds for the same reason already is
+	// returned as it is.
+	//
+	// NOT_FOUND (ORDER_NOT_FOUND) when there is no order of that id; ABORTED
+	// (ORDER_CONFLICT) when the order kept changing meanwhile; RESOURCE_EXHAUSTED
+	// (LOG_FULL) when the log has no room.
+	HoldOrder(ctx context.Context, in *HoldOrderRequest, opts ...grpc.CallOption) (*HoldOrderResponse, error)
+	// ReleaseOrder frees an order for an operator from everything that holds it
+	// now: the operator's own hold, and each dispute, review, warning or other
+	// cause that was heard of. The same cause does not hold it again; another one
+	// does. The release is an order event (RELEASED) with the reason as its note.
+	// It does not ship what is to be cancelled or is not paid, and an order that
+	// nothing holds is returned as it is.
+	//
+	// The errors are those of HoldOrder.
+	ReleaseOrder(ctx context.Context, in *ReleaseOrderRequest, opts ...grpc.CallOption) (*ReleaseOrderResponse, error)
 }
 
 type orderServiceClient struct {
@@ -116,6 +137,26 @@ func (c *orderServiceClient) WatchOrders(ctx context.Context, in *WatchOrdersReq
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type OrderService_WatchOrdersClient = grpc.ServerStreamingClient[WatchOrdersResponse]
 
+func (c *orderServiceClient) HoldOrder(ctx context.Context, in *HoldOrderRequest, opts ...grpc.CallOption) (*HoldOrderResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(HoldOrderResponse)
+	err := c.cc.Invoke(ctx, OrderService_HoldOrder_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *orderServiceClient) ReleaseOrder(ctx context.Context, in *ReleaseOrderRequest, opts ...grpc.CallOption) (*ReleaseOrderResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ReleaseOrderResponse)
+	err := c.cc.Invoke(ctx, OrderService_ReleaseOrder_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // OrderServiceServer is the server API for OrderService service.
 // All implementations must embed UnimplementedOrderServiceServer
 // for forward compatibility.
@@ -124,9 +165,9 @@ type OrderService_WatchOrdersClient = grpc.ServerStreamingClient[WatchOrdersResp
 // it is durable.
 //
 // Every error carries a google.rpc.ErrorInfo of the domain `ordergate`; its
-// reasons are INVALID_REQUEST, ORDER_NOT_FOUND, PAGE_TOKEN_INVALID,
-// RESUME_TOKEN_INVALID, RESUME_TOKEN_EXPIRED, LOG_UNAVAILABLE, SHUTTING_DOWN
-// and INTERNAL.
+// reasons are INVALID_REQUEST, ORDER_NOT_FOUND, ORDER_CONFLICT,
+// PAGE_TOKEN_INVALID, RESUME_TOKEN_INVALID, RESUME_TOKEN_EXPIRED,
+// LOG_UNAVAILABLE, LOG_FULL, SHUTTING_DOWN and INTERNAL.
 type OrderServiceServer interface {
 	// GetOrder returns the newest revision of an order. NOT_FOUND
 	// (ORDER_NOT_FOUND) when there is none of that id.
@@ -146,6 +187,25 @@ type OrderServiceServer interface {
 	// kept, with the earliest token there is in the ErrorInfo's metadata as
 	// `earliest_resume_token`.
 	WatchOrders(*WatchOrdersRequest, grpc.ServerStreamingServer[WatchOrdersResponse]) error
+	// HoldOrder stops an order for an operator: its directive becomes HOLD, with
+	// the reason HOLD_REASON_OPERATOR, unless it is to be cancelled anyway or has
+	// not been paid. The hold is an order event (HELD) with the reason as its
+	// note. An order that an operator holds for the same reason already is
+	// returned as it is.
+	//
+	// NOT_FOUND (ORDER_NOT_FOUND) when there is no order of that id; ABORTED
+	// (ORDER_CONFLICT) when the order kept changing meanwhile; RESOURCE_EXHAUSTED
+	// (LOG_FULL) when the log has no room.
+	HoldOrder(context.Context, *HoldOrderRequest) (*HoldOrderResponse, error)
+	// ReleaseOrder frees an order for an operator from everything that holds it
+	// now: the operator's own hold, and each dispute, review, warning or other
+	// cause that was heard of. The same cause does not hold it again; another one
+	// does. The release is an order event (RELEASED) with the reason as its note.
+	// It does not ship what is to be cancelled or is not paid, and an order that
+	// nothing holds is returned as it is.
+	//
+	// The errors are those of HoldOrder.
+	ReleaseOrder(context.Context, *ReleaseOrderRequest) (*ReleaseOrderResponse, error)
 	mustEmbedUnimplementedOrderServiceServer()
 }
 
@@ -167,6 +227,12 @@ func (UnimplementedOrderServiceServer) ListOrderEvents(context.Context, *ListOrd
 }
 func (UnimplementedOrderServiceServer) WatchOrders(*WatchOrdersRequest, grpc.ServerStreamingServer[WatchOrdersResponse]) error {
 	return status.Error(codes.Unimplemented, "method WatchOrders not implemented")
+}
+func (UnimplementedOrderServiceServer) HoldOrder(context.Context, *HoldOrderRequest) (*HoldOrderResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method HoldOrder not implemented")
+}
+func (UnimplementedOrderServiceServer) ReleaseOrder(context.Context, *ReleaseOrderRequest) (*ReleaseOrderResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ReleaseOrder not implemented")
 }
 func (UnimplementedOrderServiceServer) mustEmbedUnimplementedOrderServiceServer() {}
 func (UnimplementedOrderServiceServer) testEmbeddedByValue()                      {}
@@ -254,6 +320,42 @@ func _OrderService_WatchOrders_Handler(srv interface{}, stream grpc.ServerStream
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type OrderService_WatchOrdersServer = grpc.ServerStreamingServer[WatchOrdersResponse]
 
+func _OrderService_HoldOrder_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(HoldOrderRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(OrderServiceServer).HoldOrder(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: OrderService_HoldOrder_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(OrderServiceServer).HoldOrder(ctx, req.(*HoldOrderRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _OrderService_ReleaseOrder_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ReleaseOrderRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(OrderServiceServer).ReleaseOrder(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: OrderService_ReleaseOrder_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(OrderServiceServer).ReleaseOrder(ctx, req.(*ReleaseOrderRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // OrderService_ServiceDesc is the grpc.ServiceDesc for OrderService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -272,6 +374,14 @@ var OrderService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListOrderEvents",
 			Handler:    _OrderService_ListOrderEvents_Handler,
+		},
+		{
+			MethodName: "HoldOrder",
+			Handler:    _OrderService_HoldOrder_Handler,
+		},
+		{
+			MethodName: "ReleaseOrder",
+			Handler:    _OrderService_ReleaseOrder_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -1,0 +1,108 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/timestamppb"
+)
+
+// maxMessageBytes is the largest message taken from the gateway: an event of
+// the largest --max-body-bytes, and what JSON adds to it.
+const maxMessageBytes = 64 << 20
+
+// errStopped is what a call ends with when the command is told to stop.
+var errStopped = errors.New("stopped")
+
+// clientFlags are the flags of a command that talks to a running gateway.
+type clientFlags struct {
+	Addr string `name:"addr" env:"ORDERGATE_ADDR" default:"127.0.0.1:50051" placeholder:"HOST:PORT" help:"The gateway's gRPC address."`
+	JSON bool   `name:"json" help:"Print one JSON object a line, as the REST API has them."`
+}
+
+// modeFlags select by Stripe's mode.
+type modeFlags struct {
+	Live bool `name:"live" xor:"mode" help:"Only live orders."`
+	Test bool `name:"test" xor:"mode" help:"Only test orders."`
+}
+
+func (m *modeFlags) livemode() *bool {
+	if m.Live || m.Test {
+		return &m.Live
+	}
+	return nil
+}
+
+// call connects to the gateway, and explains what do fails with.
+func (f *clientFlags) call(do func(*grpc.ClientConn) error) error {
+	conn, err := grpc.NewClient(f.Addr, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessageBytes)))
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	return f.explain(do(conn))
+}
+
+// explain puts an error of gRPC in words for a person. The gateway's own say
+// what to do; the others come from the way there.
+func (f *clientFlags) explain(err error) error {
+	var of interface{ GRPCStatus() *status.Status }
+	if !errors.As(err, &of) {
+		return err
+	}
+	s := of.GRPCStatus()
+	for _, detail := range s.Details() {
+		if _, ok := detail.(*errdetails.ErrorInfo); ok {
+			return errors.New(s.Message())
+		}
+	}
+	switch s.Code() {
+	case codes.Unavailable:
+		return fmt.Errorf("the gateway at %s cannot be reached: %s\nis it running, and is --addr (ORDERGATE_ADDR) its gRPC address?", f.Addr, s.Message())
+	case codes.Unimplemented:
+		return fmt.Errorf("the gateway at %s does not know this call: it is of another version than this command, or no ordergate", f.Addr)
+	case codes.Canceled:
+		return errStopped
+	}
+	return errors.New(s.Message())
+}
+
+// moment is a time as flags take it: a time, or how long ago it was.
+type moment struct{ time.Time }
+
+// UnmarshalText reads 2026-01-31T08:00:00Z, 48h or 7d.
+func (m *moment) UnmarshalText(text []byte) error {
+	at, err := time.Parse(time.RFC3339, string(text))
+	if err == nil {
+		m.Time = at
+		return nil
+	}
+	ago, err := time.ParseDuration(string(text))
+	if days, isDays := strings.CutSuffix(string(text), "d"); isDays {
+		var n int
+		n, err = strconv.Atoi(days)
+		ago = time.Duration(n) * 24 * time.Hour
+	}
+	if err != nil || ago < 0 {
+		return fmt.Errorf("%q is not a time: write 2026-01-31T08:00:00Z, or how long ago: 90m, 48h or 7d", text)
+	}
+	m.Time = time.Now().Add(-ago)
+	return nil
+}
+
+// proto returns the time as a message has it: nil when it was not given.
+func (m moment) proto() *timestamppb.Timestamp {
+	if m.IsZero() {
+		return nil
+	}
+	return timestamppb.New(m.Time)
+}
