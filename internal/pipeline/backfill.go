@@ -27,9 +27,11 @@ const (
 	// backfillOverlap is how much earlier than the cursor a listing begins:
 	// deliveries were under way when the gateway stopped.
 	backfillOverlap = time.Hour
-	// backfillWindow is listed at a time, so that old events come before new
-	// ones, as far as Stripe lets them: it lists the newest first.
-	backfillWindow = time.Hour
+	// A window is listed at a time, so that old events come before new ones, as
+	// far as Stripe lets them: it lists the newest first. It grows while there is
+	// little in it, and shrinks when there is much.
+	minWindow, maxWindow         = 5 * time.Minute, 24 * time.Hour
+	littleInWindow, muchInWindow = 200, 2000
 	// backfillBuffer bounds the events that are turned around at a time.
 	backfillBuffer = 5000
 	// cursorInterval is how often the gateway notes that it is listening, and
@@ -90,8 +92,9 @@ func (p *Pipeline) Backfill(ctx context.Context, since time.Time, progress func(
 	if err != nil {
 		return report, err
 	}
-	for report.Reached.Before(report.Until) {
-		until := report.Reached.Add(backfillWindow)
+	for window := time.Hour; report.Reached.Before(report.Until); {
+		before := report.Listed
+		until := report.Reached.Add(window)
 		if until.After(report.Until) {
 			until = report.Until.Add(time.Second) // Stripe's seconds: the last one counts
 		}
@@ -107,6 +110,12 @@ func (p *Pipeline) Backfill(ctx context.Context, since time.Time, progress func(
 			report.Reached = report.Until
 		}
 		progress(report)
+		switch listed := report.Listed - before; {
+		case listed < littleInWindow:
+			window = min(2*window, maxWindow)
+		case listed > muchInWindow:
+			window = max(window/2, minWindow)
+		}
 	}
 	return report, nil
 }

@@ -81,7 +81,7 @@ var (
 	// is known that the invoice is the sale of. There need be none.
 	errOfInvoice = errors.New("no order is known of its invoice")
 	// errAskStripe means that an event belongs into the slow lane.
-	errAskStripe = errors.New("Stripe must be asked first")
+	errAskStripe = errors.New("it needs an answer of Stripe's API first")
 )
 
 // Config says what to convert, and how.

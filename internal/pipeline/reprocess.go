@@ -97,7 +97,10 @@ func (p *Pipeline) Reprocess(ctx context.Context, stored *eventlog.StoredEvent) 
 	case err == nil:
 		changed, err = p.reprocessParked(ctx, stored, parked)
 	case errors.Is(err, eventlog.ErrNotFound):
-		changed, err = p.rebuild(ctx, stored)
+		err = guard(func() (err error) {
+			changed, err = p.rebuild(ctx, stored)
+			return err
+		})
 	}
 	if err != nil {
 		return Status{}, nil, err
