@@ -48,15 +48,23 @@ func decodeToken(token string, kind tokenKind, logID string, numbers ...*uint64)
 		return errTokenMalformed
 	}
 	b = b[1:]
-	for _, n := range numbers {
+	values := make([]uint64, len(numbers))
+	for i := range values {
 		value, size := binary.Uvarint(b)
 		if size <= 0 {
 			return errTokenMalformed
 		}
-		*n, b = value, b[size:]
+		values[i], b = value, b[size:]
+	}
+	// Base64 and varints can be written in more than one way; tokens cannot.
+	if encodeToken(kind, string(b), values...) != token {
+		return errTokenMalformed
 	}
 	if string(b) != logID {
 		return errTokenForeign
+	}
+	for i, n := range numbers {
+		*n = values[i]
 	}
 	return nil
 }
