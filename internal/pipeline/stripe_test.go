@@ -33,6 +33,8 @@ type shop struct {
 	// items answers for line items; one shirt unless a test says otherwise.
 	items atomic.Pointer[http.Handler]
 	asked atomic.Int32 // requests for line items
+	// lookedUp counts the requests for the session of a payment.
+	lookedUp atomic.Int32
 }
 
 const oneShirt = `{"id":"li_1","object":"item","quantity":2,"description":"Shirt","amount_subtotal":5400,"amount_total":5400,"amount_discount":0,"amount_tax":862,
@@ -48,6 +50,7 @@ func newShop(t *testing.T) *shop {
 	s.Handle("GET /v1/checkout/sessions/{id}/line_items", items)
 	s.Handle("GET /v1/invoices/{id}/lines", items)
 	s.Handle("GET /v1/checkout/sessions", stripetest.List(func(r *http.Request) []json.RawMessage {
+		s.lookedUp.Add(1)
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		by := r.URL.Query().Get("payment_intent") + r.URL.Query().Get("subscription")
@@ -434,6 +437,24 @@ func TestNeverTwoOrdersForOneSale(t *testing.T) {
 			}
 		}
 	})
+	t.Run("session, much later", func(t *testing.T) {
+		r := newRig(t, nil)
+		s := withStripe(t, r)
+		r.pipeline.Sources.PaymentIntents = true
+		story := r.scenario("authorized-captured")
+		s.knows(t, story[0])
+		r.storeAll(story[1])
+		r.running(func() {
+			awaitValue(r, func() (bool, bool) { return true, s.lookedUp.Load() > 0 })
+			r.storeAll(story[0])
+			r.await(story[0].OrderID, func(o *ordergatev1.Order) bool { return o.GetStatus() == ordergatev1.OrderStatus_ORDER_STATUS_PAID })
+		})
+		for _, change := range r.changes() {
+			if !strings.HasPrefix(change, story[0].OrderID+".") {
+				t.Errorf("another order: %s", change)
+			}
+		}
+	})
 	for _, backwards := range []bool{false, true} {
 		t.Run(fmt.Sprintf("session, backwards=%v", backwards), func(t *testing.T) {
 			r := newRig(t, nil)
@@ -633,6 +654,19 @@ func TestReprocess(t *testing.T) {
 	if changed.GetRevision() != before.GetRevision()+3 || changed.GetShipping().GetAddress().GetCity() != "Berlin" || changed.GetOperatorHold().GetNote() != "stop" ||
 		changed.GetStatus() != ordergatev1.OrderStatus_ORDER_STATUS_REFUNDED {
 		t.Errorf("the order made anew: %v", changed)
+	}
+
+	// An order that was also changed by an event that is no longer kept stays as
+	// it is: without that event it would lose what only that one told.
+	if _, err := r.pipeline.change(r.deadline(), before.GetId(), "evt_forgotten", func(current *ordergatev1.Order) (*orders.Change, error) {
+		current.Revision++
+		current.Shipping.Address.City = "Elsewhere"
+		return &orders.Change{Order: current, Kind: ordergatev1.OrderEventKind_ORDER_EVENT_KIND_UPDATED}, nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if _, changed, err := r.pipeline.Reprocess(r.deadline(), stored); err != nil || changed != nil {
+		t.Errorf("an order with a forgotten event was made anew: %v, %v", changed, err)
 	}
 
 	state, err := r.log.InboxState(r.deadline())
