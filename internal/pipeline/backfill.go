@@ -41,6 +41,11 @@ const (
 	// maxTypes is how many types Stripe lists at a time.
 	maxTypes = 20
 
+	// backlogAge is how old an unconverted event is when that is an error, which
+	// is said every backlogInterval.
+	backlogAge      = 24 * time.Hour
+	backlogInterval = time.Hour
+
 	cursorKey     = "backfill-cursor"
 	accountPrefix = "account."
 )
@@ -187,12 +192,13 @@ func (p *Pipeline) backfillEvent(ctx context.Context, raw json.RawMessage, repor
 	return nil
 }
 
-// keepCursor notes from time to time that the gateway is listening, and first
-// lists what Stripe sent while it was not. On the very first start there is
+// keepCursor notes from time to time that the gateway is listening, looks at the
+// backlog, and first lists what Stripe sent while it was not. On the very first start there is
 // nothing to list: what was shipped before must not be shipped again.
 func (p *Pipeline) keepCursor(ctx context.Context) {
 	pause := backoff.NewExponentialBackOff()
 	pause.InitialInterval, pause.MaxInterval = time.Second, 5*time.Minute
+	var warned time.Time
 	for ctx.Err() == nil {
 		wait := cursorInterval
 		if err := p.catchUp(ctx); err != nil && ctx.Err() == nil {
@@ -201,11 +207,33 @@ func (p *Pipeline) keepCursor(ctx context.Context) {
 		} else {
 			pause.Reset()
 		}
+		if time.Since(warned) > backlogInterval {
+			warned = time.Now()
+			if err := p.warnOfBacklog(ctx); err != nil && ctx.Err() == nil {
+				p.Logger.Debug("the backlog is not known", "error", err)
+			}
+		}
 		select {
 		case <-ctx.Done():
 		case <-time.After(wait):
 		}
 	}
+}
+
+// warnOfBacklog says so when events have waited for so long that something must
+// be wrong, long before the inbox forgets any by age.
+func (p *Pipeline) warnOfBacklog(ctx context.Context) error {
+	state, err := p.Log.InboxState(ctx)
+	if err != nil || state.Converted >= state.Last {
+		return err
+	}
+	oldest, err := p.Log.ReadInbox(ctx, state.Converted, 1)
+	if err != nil || len(oldest) == 0 || time.Since(oldest[0].StoreTime) < p.backlogAge {
+		return err
+	}
+	p.Logger.Error("events wait to be converted", "oldest", oldest[0].ID, "since", oldest[0].StoreTime, "behind", state.Last-state.Converted,
+		"check", "the lines about this event: it must be converted or parked before the inbox forgets it (--inbox-max-age)")
+	return nil
 }
 
 // catchUp backfills after downtime, and moves the cursor to now.

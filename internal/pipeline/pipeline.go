@@ -117,6 +117,7 @@ type Pipeline struct {
 	retryDelay    func(deliveries int) time.Duration
 	itemsInterval time.Duration
 	itemsPause    time.Duration
+	backlogAge    time.Duration
 }
 
 // New returns a pipeline from the inbox of a log to its orders.
@@ -131,6 +132,7 @@ func New(cfg Config) *Pipeline {
 		retryDelay:    retryDelay,
 		itemsInterval: itemsInterval,
 		itemsPause:    itemsPause,
+		backlogAge:    backlogAge,
 	}
 	cfg.Metrics.MustRegister(p.outcomes)
 	return p

@@ -709,3 +709,18 @@ func TestReprocessParked(t *testing.T) {
 		t.Errorf("still parked: %v", err)
 	}
 }
+
+// A backlog is said before events are forgotten by age; none is, when there is
+// none.
+func TestBacklogIsSaid(t *testing.T) {
+	r := newRig(t, nil)
+	story := r.scenario("paid")
+	r.storeAll(story...)
+	if err := r.pipeline.warnOfBacklog(r.deadline()); err != nil || strings.Contains(r.lines.String(), "wait to be converted") {
+		t.Errorf("a fresh event is called a backlog: %v", err)
+	}
+	r.pipeline.backlogAge = 0
+	if err := r.pipeline.warnOfBacklog(r.deadline()); err != nil || !strings.Contains(r.lines.String(), "oldest="+story[0].ID) {
+		t.Errorf("the backlog was not said: %v", err)
+	}
+}
