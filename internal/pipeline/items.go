@@ -125,11 +125,11 @@ type pendingItems struct {
 	NotBefore time.Time `json:"not_before,omitzero"`
 }
 
-// rememberPending notes an order that was left without line items, so that they
-// are read later, also after a restart.
-func (p *Pipeline) rememberPending(ctx context.Context, r *result) error {
-	if r.change == nil || !p.hasKey(r.event.Livemode) || !hasItems(r.orderID) ||
-		r.change.Order.GetLineItemsState() != ordergatev1.LineItemsState_LINE_ITEMS_STATE_PENDING {
+// rememberPending notes an order that goes out without line items, so that they
+// are read later, also after a restart: before the order is written, and each
+// time, because the two are not one transaction.
+func (p *Pipeline) rememberPending(ctx context.Context, r *result, items orders.LineItems) error {
+	if items.State != ordergatev1.LineItemsState_LINE_ITEMS_STATE_PENDING {
 		return nil
 	}
 	return p.putPending(ctx, r.orderID, pendingItems{Account: r.event.Account, Livemode: r.event.Livemode})
@@ -216,8 +216,15 @@ func (p *Pipeline) complete(ctx context.Context, orderID string) error {
 		return p.putPending(ctx, orderID, pending)
 	}
 	change, err := p.change(ctx, orderID, "", func(current *ordergatev1.Order) (*orders.Change, error) {
+		if current == nil {
+			return nil, errUnmatched // the note is older than the order
+		}
 		return orders.SetLineItems(current, items), nil
 	})
+	if errors.Is(err, errUnmatched) {
+		pending.NotBefore = time.Now().Add(p.itemsPause)
+		return p.putPending(ctx, orderID, pending)
+	}
 	if err != nil {
 		return err
 	}

@@ -107,9 +107,9 @@ type Pipeline struct {
 	Config
 	outcomes *prometheus.CounterVec
 
-	slow    sync.WaitGroup // events in the slow lane
-	slowest *semaphore.Weighted
-	items   itemReader
+	slow      sync.WaitGroup // events in the slow lane
+	slowSlots *semaphore.Weighted
+	items     itemReader
 
 	backfills backfills
 
@@ -128,7 +128,7 @@ func New(cfg Config) *Pipeline {
 			Name: "ordergate_pipeline_events_total",
 			Help: "Events taken from the inbox by what became of them.",
 		}, []string{"outcome"}),
-		slowest:       semaphore.NewWeighted(maxSlow),
+		slowSlots:     semaphore.NewWeighted(maxSlow),
 		retryDelay:    retryDelay,
 		itemsInterval: itemsInterval,
 		itemsPause:    itemsPause,
@@ -204,13 +204,13 @@ func (p *Pipeline) handle(ctx context.Context, batch []*eventlog.InboxMessage) {
 // goSlow moves an event to the slow lane, or has it come again when that is
 // full.
 func (p *Pipeline) goSlow(ctx context.Context, r *result) {
-	if !p.slowest.TryAcquire(1) {
+	if !p.slowSlots.TryAcquire(1) {
 		r.message.Retry(p.retryDelay(1))
 		return
 	}
 	r.slow, r.err = true, nil
 	p.slow.Go(func() {
-		defer p.slowest.Release(1)
+		defer p.slowSlots.Release(1)
 		p.convert(ctx, r)
 		p.finish(ctx, []*result{r})
 	})
@@ -304,6 +304,9 @@ func (p *Pipeline) apply(ctx context.Context, r *result) error {
 	if err != nil {
 		return err
 	}
+	if err := p.rememberPending(ctx, r, items); err != nil {
+		return err
+	}
 	r.change, err = p.change(ctx, orderID, r.stored.ID, func(current *ordergatev1.Order) (*orders.Change, error) {
 		if current == nil && r.event.OrderID() != orderID {
 			return nil, errUnmatched // it only adds to an order that is still to come
@@ -316,9 +319,6 @@ func (p *Pipeline) apply(ctx context.Context, r *result) error {
 	r.outcome = Unchanged
 	if r.change != nil {
 		r.outcome = Converted
-	}
-	if err := p.rememberPending(ctx, r); err != nil {
-		return err
 	}
 	return p.match(ctx, r)
 }

@@ -365,6 +365,45 @@ func TestLineItemsFollow(t *testing.T) {
 	close(stalled)
 }
 
+// The note that an order waits for its line items is there before the order is,
+// and is written again when the event comes again: whenever the process is
+// killed, the items follow.
+func TestPendingItemsAreNotedFirst(t *testing.T) {
+	r := newRig(t, nil)
+	s := withStripe(t, r)
+	r.pipeline.ItemsDeadline = 0
+	story := r.scenario("paid")
+	id := story[0].OrderID
+	bucket := r.log.Bucket(eventlog.PendingItems)
+
+	// Noted, and killed before the order was written.
+	if err := r.pipeline.putPending(r.deadline(), id, pendingItems{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.pipeline.completeAll(r.deadline()); err != nil {
+		t.Fatal(err)
+	}
+	if s.asked.Load() == 0 {
+		t.Fatal("nothing was asked")
+	}
+	if _, err := bucket.Get(r.deadline(), id); err != nil {
+		t.Errorf("the note is gone before there is an order: %v", err)
+	}
+	// The order was written, and the note lost its race or was never flushed.
+	if err := r.pipeline.apply(r.deadline(), sale(t, r, story[0])); err != nil {
+		t.Fatal(err)
+	}
+	if err := bucket.Delete(r.deadline(), id); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.pipeline.apply(r.deadline(), sale(t, r, story[0])); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := bucket.Get(r.deadline(), id); err != nil {
+		t.Errorf("the event came again and the note is missing: %v", err)
+	}
+}
+
 // While the API is away nobody waits for it: the orders go out at once,
 // with little asked of Stripe, and every one gets its line items later.
 func TestStripeAwayHoldsUpNobody(t *testing.T) {
