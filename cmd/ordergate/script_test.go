@@ -39,7 +39,8 @@ func TestScripts(t *testing.T) {
 			"ready":         ready,
 			"eventually":    eventually,
 			"post-event":    postEvent,
-			"load-and-kill": loadAndKill,
+			"load-and-kill": loadAnd(os.Kill),
+			"load-and-stop": loadAnd(os.Interrupt),
 			"balance-books": balanceBooks,
 		},
 	})
@@ -145,27 +146,29 @@ func (b *books) answeredSince(n int) int {
 
 const (
 	loadSenders = 16
-	loadAnswers = 300 // after this many answers the gateway is killed
+	loadAnswers = 300 // after this many answers the gateway gets a signal
 )
 
-// loadAndKill NAME sends events from many senders to the background process
-// NAME, kills it (-9) in the middle, and notes what was answered 200.
-func loadAndKill(ts *testscript.TestScript, neg bool, args []string) {
-	b := ts.Value(booksKey{}).(*books)
-	secrets, err := stripehook.ParseSecrets(ts.Getenv("STRIPE_WEBHOOK_SECRET"))
-	ts.Check(err)
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	before := len(b.answered)
-	var senders sync.WaitGroup
-	for range loadSenders {
-		senders.Go(func() { b.send(ctx, ts.Getenv("ORDERGATE_URL"), secrets[0]) })
+// loadAnd sends events from many senders to the background process that was
+// started last, sends it a signal in the middle, and notes what was answered 200.
+func loadAnd(signal os.Signal) func(*testscript.TestScript, bool, []string) {
+	return func(ts *testscript.TestScript, neg bool, args []string) {
+		b := ts.Value(booksKey{}).(*books)
+		secrets, err := stripehook.ParseSecrets(ts.Getenv("STRIPE_WEBHOOK_SECRET"))
+		ts.Check(err)
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		before := len(b.answered)
+		var senders sync.WaitGroup
+		for range loadSenders {
+			senders.Go(func() { b.send(ctx, ts.Getenv("ORDERGATE_URL"), secrets[0]) })
+		}
+		poll(ts, "answers", func(context.Context) bool { return b.answeredSince(before) >= loadAnswers })
+		commands := ts.BackgroundCmds()
+		ts.Check(commands[len(commands)-1].Process.Signal(signal))
+		senders.Wait()
+		ts.Logf("%v after %d answers", signal, b.answeredSince(before))
 	}
-	poll(ts, "answers", func(context.Context) bool { return b.answeredSince(before) >= loadAnswers })
-	commands := ts.BackgroundCmds()
-	ts.Check(commands[len(commands)-1].Process.Kill())
-	senders.Wait()
-	ts.Logf("killed after %d answers", b.answeredSince(before))
 }
 
 // send posts one new order after the other until the gateway is gone.
