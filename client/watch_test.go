@@ -9,6 +9,7 @@ import (
 	"net"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -215,7 +216,11 @@ func TestWatchGoesOnBehindTheLastMessage(t *testing.T) {
 			},
 			send(nil, event("8")),
 		}
-		tokens := read(t, g.client(t), client.WatchOptions{FromBeginning: true}, 5)
+		tokens := read(t, g.client(t), client.WatchOptions{FromBeginning: true, OnRetry: func(err error, _ time.Duration) {
+			if code := status.Code(err); code != codes.Unavailable && code != codes.Internal {
+				t.Errorf("%v", err)
+			}
+		}}, 5)
 		expect(t, "messages", []string{"1", "2", "2c", "5h", "6", "7", "8"}, tokens)
 		expect(t, "starts", []string{"beginning", "2", "2", "5h", "6", "7"}, g.starts())
 	})
@@ -460,9 +465,9 @@ func TestWatchUnknownMessage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		unknown := &response{ResumeToken: "2"}
 		unknown.ProtoReflect().SetUnknown([]byte{0xfa, 0x01, 0x01, 'x'}) // field 31
-		g := newGateway(t, send(errAway, event("1"), unknown), send(nil, &response{}, event("3")))
+		g := newGateway(t, send(errAway, event("1"), unknown), send(errAway, &response{}), send(nil, event("3")))
 		expect(t, "messages", []string{"1", "3"}, read(t, g.client(t), client.WatchOptions{}, 2))
-		expect(t, "starts", []string{"", "2"}, g.starts())
+		expect(t, "starts", []string{"", "2", "2"}, g.starts())
 	})
 }
 
@@ -604,6 +609,32 @@ func (c *deafConn) Write(b []byte) (int, error) {
 		return len(b), nil
 	}
 	return c.Conn.Write(b)
+}
+
+// After hours without a gateway, it is found again in half a minute.
+func TestLongOutage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGateway(t, send(nil, event("1")))
+		g.server.Stop()
+		var back time.Time
+		time.AfterFunc(3*time.Hour+7*time.Second, func() {
+			back = time.Now()
+			g.start()
+		})
+		read(t, g.client(t), client.WatchOptions{}, 1)
+		if took := time.Since(back); took > 30*time.Second {
+			t.Errorf("found again after %v", took)
+		}
+	})
+}
+
+// The largest events are larger than what grpc takes by default.
+func TestLargeMessage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		large := event("1")
+		large.GetEvent().Note = strings.Repeat("x", 20<<20)
+		read(t, newGateway(t, send(nil, large)).client(t), client.WatchOptions{}, 1)
+	})
 }
 
 func TestNewNeedsCredentials(t *testing.T) {
