@@ -10,7 +10,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
+	"github.com/ordergate/ordergate/client"
 	"github.com/ordergate/ordergate/internal/config"
 	"github.com/ordergate/ordergate/internal/orders"
 	"github.com/ordergate/ordergate/internal/telemetry"
@@ -55,15 +55,27 @@ func (d *devCommand) Run(ctx context.Context, c console) error {
 
 	group, ending := errgroup.WithContext(ctx)
 	group.Go(func() error { return g.run(ending) })
-	group.Go(func() error {
-		printer := orderPrinter{out: c.stdout}
-		err := watch(ending, ordergatev1.NewOrderServiceClient(g.conn), &ordergatev1.WatchOrdersRequest{}, printer.print)
-		if ending.Err() != nil {
-			return nil
-		}
-		return err
-	})
+	group.Go(func() error { return d.printOrders(ending, g, c) })
 	return group.Wait()
+}
+
+// printOrders prints each order as it passes, until ctx ends.
+func (d *devCommand) printOrders(ctx context.Context, g *gateway, c console) error {
+	own, err := client.New(inProcessTarget, g.dialOptions()...)
+	if err != nil {
+		return err
+	}
+	defer own.Close()
+	printer := orderPrinter{out: c.stdout}
+	for message, err := range own.Watch(ctx, client.WatchOptions{}) {
+		if err != nil {
+			return err
+		}
+		if err := printer.print(message); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // welcome is what a newcomer copies from.

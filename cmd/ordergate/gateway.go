@@ -32,6 +32,9 @@ import (
 // and the gRPC server, in bytes.
 const inProcessBuffer = 1 << 20
 
+// inProcessTarget is the own gRPC server, for a client with dialOptions.
+const inProcessTarget = "passthrough:in-process"
+
 // gateway is the composed program: every part, bound and open, not yet serving.
 type gateway struct {
 	cfg    config.Config
@@ -88,10 +91,7 @@ func newGateway(ctx context.Context, cfg config.Config, logger *slog.Logger) (_ 
 		Metrics:       metrics,
 	})
 	g.grpc = grpcapi.New(g.log, g.pipeline, logger)
-	g.conn, err = grpc.NewClient("passthrough:in-process",
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return g.inProcess.DialContext(ctx) }),
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessageBytes)))
+	g.conn, err = grpc.NewClient(inProcessTarget, g.dialOptions()...)
 	if err != nil {
 		return nil, err
 	}
@@ -110,6 +110,15 @@ func newGateway(ctx context.Context, cfg config.Config, logger *slog.Logger) (_ 
 	}
 	g.admin = adminhttp.Server(admin, logger)
 	return g, nil
+}
+
+// dialOptions connect to the own gRPC server, within the process.
+func (g *gateway) dialOptions() []grpc.DialOption {
+	return []grpc.DialOption{
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return g.inProcess.DialContext(ctx) }),
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessageBytes)),
+	}
 }
 
 // newStripeClient returns nil without an API key.

@@ -3,8 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"errors"
-	"fmt"
 	"net"
 	"net/http"
 	"os"
@@ -17,7 +15,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
-	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
+	"github.com/ordergate/ordergate/client"
 	"github.com/ordergate/ordergate/internal/sample"
 	"github.com/ordergate/ordergate/internal/stripehook"
 )
@@ -197,31 +195,31 @@ func balanceBooks(ts *testscript.TestScript, neg bool, args []string) {
 	b := ts.Value(booksKey{}).(*books)
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	conn, err := grpc.NewClient(ts.Getenv("ORDERGATE_GRPC_ADDR"), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	gateway, err := client.New(ts.Getenv("ORDERGATE_GRPC_ADDR"), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	ts.Check(err)
-	defer conn.Close()
-	request := &ordergatev1.WatchOrdersRequest{Start: &ordergatev1.WatchOrdersRequest_FromBeginning{FromBeginning: true}}
+	defer gateway.Close()
 	missing := len(b.answered)
 	seen := map[string]int64{}
-	complete := errors.New("every answered order was seen")
-	err = watch(ctx, ordergatev1.NewOrderServiceClient(conn), request, func(r *ordergatev1.WatchOrdersResponse) error {
-		if order := r.GetEvent().GetOrder(); order != nil {
-			if order.GetRevision() != 1 || seen[order.GetId()] != 0 || !b.sent[order.GetId()] {
-				return fmt.Errorf("unexpected event %v", r.GetEvent())
-			}
-			seen[order.GetId()] = r.GetEvent().GetSequence()
-			if b.answered[order.GetId()] {
-				missing--
-			}
+	for message, err := range gateway.Watch(ctx, client.WatchOptions{FromBeginning: true}) {
+		ts.Check(err)
+		order := message.GetEvent().GetOrder()
+		if order == nil {
+			continue
 		}
-		if missing == 0 && r.GetCaughtUp() == nil && r.GetEvent() != nil {
-			return complete
+		if order.GetRevision() != 1 || seen[order.GetId()] != 0 || !b.sent[order.GetId()] {
+			ts.Fatalf("unexpected event %v", message.GetEvent())
 		}
-		return nil
-	})
+		seen[order.GetId()] = message.GetEvent().GetSequence()
+		if b.answered[order.GetId()] {
+			missing--
+		}
+		if missing == 0 {
+			break
+		}
+	}
 	ts.Logf("sent %d, answered 200: %d, in ORDERS %d, answered and missing: %d", len(b.sent), len(b.answered), len(seen), missing)
-	if !errors.Is(err, complete) {
-		ts.Fatalf("the books do not balance: %d answered orders are missing: %v", missing, err)
+	if missing > 0 {
+		ts.Fatalf("the books do not balance: %d answered orders are missing", missing)
 	}
 }
 

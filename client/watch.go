@@ -1,0 +1,186 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
+)
+
+const (
+	// The gateway's bounds of a heartbeat interval.
+	defaultHeartbeat = 15 * time.Second
+	minHeartbeat     = time.Second
+	maxHeartbeat     = 10 * time.Minute
+	// missedHeartbeats is after how many intervals of silence a stream is taken
+	// for dead.
+	missedHeartbeats = 3
+	// maxRetryDelay bounds the wait that a gateway can ask for.
+	maxRetryDelay = time.Minute
+)
+
+// WatchOptions say from where and what to watch. The zero value watches
+// everything from now on.
+type WatchOptions struct {
+	// The first of these that is set says where to begin: just after the message
+	// that ResumeToken came with, with the first event stored at or after Since,
+	// or with the oldest event that is kept. From now on when none is set. So a
+	// token that was never stored and FromBeginning together mean the beginning.
+	ResumeToken   string
+	Since         time.Time
+	FromBeginning bool
+
+	// Filter selects events; all when nil. It must not be changed while the watch
+	// runs.
+	Filter *ordergatev1.OrderEventFilter
+
+	// Heartbeat is how long the gateway may be silent before it sends a
+	// heartbeat: 1 s to 10 min, 15 s when 0. A stream that is silent three times
+	// as long is broken off and opened again.
+	Heartbeat time.Duration
+
+	// OnRetry, if set, is called before each wait, with what ended or refused the
+	// stream. It is for the log: the watch goes on by itself. It is called by the
+	// goroutine that ranges.
+	OnRetry func(err error, wait time.Duration)
+}
+
+// Watch returns an iterator over the messages of [OrderService.WatchOrders]:
+// order events, heartbeats (their resume token moves past filtered events), and
+// a mark where the past ends, each with the token that goes on behind it.
+// Messages of a kind that this package does not know are left out.
+//
+//	for message, err := range c.Watch(ctx, client.WatchOptions{ResumeToken: token}) {
+//
+// When the stream breaks, is refused for a while or falls silent, it is opened
+// again behind the last message that was handed out: an event may come twice,
+// none is left out. The waits grow to about 10 s, have jitter, and are never
+// shorter than the gateway asks for, up to a minute. A new stream marks the end
+// of the past again. A watch from now on is resumed by token like the others,
+// but if not even its first message came, it begins with the new now.
+//
+// An error is the last thing that the iterator hands out: an [*ExpiredError], or
+// a gRPC status that another try would not change (INVALID_ARGUMENT,
+// OUT_OF_RANGE, NOT_FOUND, ALREADY_EXISTS, FAILED_PRECONDITION,
+// PERMISSION_DENIED, UNAUTHENTICATED, UNIMPLEMENTED). When ctx ends, the
+// iterator ends without an error.
+//
+// Everything runs in the goroutine that ranges: a slow loop slows only its own
+// stream, and leaving the loop ends the stream. Each range over the iterator is
+// a watch of its own, from where the options say.
+//
+// [OrderService.WatchOrders]: https://pkg.go.dev/github.com/ordergate/ordergate/api/ordergate/v1#OrderServiceClient
+func (c *Client) Watch(ctx context.Context, options WatchOptions) iter.Seq2[*ordergatev1.WatchOrdersResponse, error] {
+	return func(yield func(*ordergatev1.WatchOrdersResponse, error) bool) {
+		w := &watch{client: c, request: options.request(), onRetry: options.OnRetry, yield: yield}
+		if err := w.run(ctx); err != nil {
+			yield(nil, err)
+		}
+	}
+}
+
+func (o *WatchOptions) request() *ordergatev1.WatchOrdersRequest {
+	request := &ordergatev1.WatchOrdersRequest{Filter: o.Filter, HeartbeatInterval: durationpb.New(defaultHeartbeat)}
+	if o.Heartbeat != 0 {
+		request.HeartbeatInterval = durationpb.New(o.Heartbeat)
+	}
+	switch {
+	case o.ResumeToken != "":
+		request.Start = &ordergatev1.WatchOrdersRequest_ResumeToken{ResumeToken: o.ResumeToken}
+	case !o.Since.IsZero():
+		request.Start = &ordergatev1.WatchOrdersRequest_StartTime{StartTime: timestamppb.New(o.Since)}
+	case o.FromBeginning:
+		request.Start = &ordergatev1.WatchOrdersRequest_FromBeginning{FromBeginning: true}
+	}
+	return request
+}
+
+// watch is one range over an iterator; it belongs to the goroutine that ranges.
+type watch struct {
+	client  *Client
+	request *ordergatev1.WatchOrdersRequest // its start moves along
+	onRetry func(error, time.Duration)
+	yield   func(*ordergatev1.WatchOrdersResponse, error) bool
+}
+
+// run reads one stream after the other until ctx ends, the loop is left, or an
+// error is permanent.
+func (w *watch) run(ctx context.Context) error {
+	pause := backoff.NewExponentialBackOff()
+	pause.MaxInterval = maxPause
+	for ctx.Err() == nil {
+		received, err := w.read(ctx)
+		if err == nil || ctx.Err() != nil {
+			return nil
+		}
+		if permanent(err) || w.client.closed() {
+			return explained(err)
+		}
+		if received {
+			pause.Reset()
+		}
+		// On top of what the gateway asks for, lest all its watchers come back
+		// in the same moment.
+		wait := min(max(retryDelay(err), 0), maxRetryDelay) + pause.NextBackOff()
+		if w.onRetry != nil {
+			w.onRetry(err, wait)
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+		case <-timer.C:
+		}
+	}
+	return nil
+}
+
+// read hands out the messages of one stream, until it ends or the loop is left,
+// which is no error.
+func (w *watch) read(ctx context.Context) (received bool, err error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	patience := missedHeartbeats * min(max(w.request.GetHeartbeatInterval().AsDuration(), minHeartbeat), maxHeartbeat)
+	errSilent := fmt.Errorf("nothing came from the gateway for %v", patience)
+	silence := time.AfterFunc(patience, func() { cancel(errSilent) })
+	defer silence.Stop()
+
+	stream, err := w.client.orders.WatchOrders(ctx, w.request)
+	for err == nil {
+		var message *ordergatev1.WatchOrdersResponse
+		if message, err = stream.Recv(); err != nil {
+			break
+		}
+		received = true
+		// While the loop's body runs, it is not the gateway that is slow.
+		silence.Stop()
+		if ctx.Err() != nil {
+			break
+		}
+		token := message.GetResumeToken()
+		if message.GetPayload() != nil && !w.yield(message, nil) {
+			return received, nil
+		}
+		if token != "" {
+			w.request.Start = &ordergatev1.WatchOrdersRequest_ResumeToken{ResumeToken: token}
+		}
+		silence.Reset(patience)
+	}
+	if context.Cause(ctx) == errSilent {
+		return received, errSilent
+	}
+	if errors.Is(err, io.EOF) {
+		return received, status.Error(codes.Unavailable, "the gateway ended the stream")
+	}
+	return received, err
+}
