@@ -47,13 +47,13 @@ func (p *Pipeline) tryPark(ctx context.Context, r *result, outcome Outcome) erro
 	if err != nil {
 		return err
 	}
-	if err := p.Log.Bucket(eventlog.ParkedEvents).Put(ctx, r.stored.ID, value); err != nil {
-		return err
-	}
 	for _, key := range parked.Waits {
 		if err := p.Log.Bucket(eventlog.Waiting).Update(ctx, key, func(old []byte) []byte { return addWaiting(old, r.stored.ID) }); err != nil {
 			return err
 		}
+	}
+	if err := p.Log.Bucket(eventlog.ParkedEvents).Put(ctx, r.stored.ID, value); err != nil {
+		return err
 	}
 	if outcome != Unmatched {
 		return nil
@@ -70,7 +70,25 @@ func (p *Pipeline) tryPark(ctx context.Context, r *result, outcome Outcome) erro
 		}
 		err = fmt.Errorf("its order %s has just come", owner)
 	}
-	return err
+	return errors.Join(err, p.unpark(ctx, r.stored.ID, parked))
+}
+
+// forgetParked has the notes removed of an event that was parked in an earlier
+// delivery, which the gateway did not survive to ack.
+func (p *Pipeline) forgetParked(r *result) {
+	if r.message == nil || r.deliveries <= 1 && r.stored.Sequence > p.replayed {
+		return
+	}
+	r.after = append(r.after, func(ctx context.Context) error {
+		parked, err := p.ParkedEvent(ctx, r.stored.ID)
+		if errors.Is(err, eventlog.ErrNotFound) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		return p.unpark(ctx, r.stored.ID, parked)
+	})
 }
 
 // addWaiting adds an event to the list of those that wait. One more than a

@@ -19,6 +19,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"runtime/debug"
 	"strconv"
 	"strings"
@@ -107,6 +108,10 @@ type Pipeline struct {
 	Config
 	outcomes *prometheus.CounterVec
 
+	// replayed is the sequence up to which events may have been delivered before
+	// the gateway was started. Set by Run.
+	replayed uint64
+
 	slow      sync.WaitGroup // events in the slow lane
 	slowSlots *semaphore.Weighted
 	items     itemReader
@@ -142,6 +147,10 @@ func New(cfg Config) *Pipeline {
 // last one in hand is dealt with.
 func (p *Pipeline) Run(ctx context.Context) error {
 	ctx, stop := context.WithCancel(ctx)
+	p.replayed = math.MaxUint64
+	if state, err := p.Log.InboxState(ctx); err == nil {
+		p.replayed = state.Last
+	}
 	var background sync.WaitGroup
 	background.Go(func() { p.completeItems(ctx) })
 	background.Go(func() { p.keepCursor(ctx) })
@@ -320,6 +329,7 @@ func (p *Pipeline) apply(ctx context.Context, r *result) error {
 	if r.change != nil {
 		r.outcome = Converted
 	}
+	p.forgetParked(r)
 	return p.match(ctx, r)
 }
 

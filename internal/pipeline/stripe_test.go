@@ -279,6 +279,49 @@ func TestUnmatchedWaitsForItsOrder(t *testing.T) {
 	}
 }
 
+// An event that was parked, and not acked because the gateway was killed, comes
+// again and is converted: it is not left standing as parked.
+func TestParkedButNotAcked(t *testing.T) {
+	r := newRig(t, nil)
+	impatient(r)
+	story := r.scenario("refunded")
+	parked := sale(t, r, story[1])
+	parked.err = errUnmatched
+	r.pipeline.park(r.deadline(), parked, Unmatched)
+	if parked.outcome != Unmatched {
+		t.Fatal(parked.err)
+	}
+	r.storeAll(story...)
+	r.running(func() {
+		r.await(story[0].OrderID, directiveIs(ordergatev1.Directive_DIRECTIVE_CANCEL))
+		awaitValue(r, func() (bool, bool) {
+			keys, err := r.log.Bucket(eventlog.ParkedEvents).Keys(r.deadline())
+			return true, err == nil && len(keys) == 0
+		})
+	})
+}
+
+// The order of an event that is being parked has come in that very moment: the
+// event is tried again, and leaves no notes.
+func TestOrderComesWhileItsEventIsParked(t *testing.T) {
+	r := newRig(t, nil)
+	story := r.scenario("refunded")
+	if err := r.pipeline.apply(r.deadline(), sale(t, r, story[0])); err != nil {
+		t.Fatal(err)
+	}
+	late := sale(t, r, story[1])
+	late.err = errUnmatched
+	r.pipeline.park(r.deadline(), late, Unmatched)
+	if late.outcome != retried {
+		t.Errorf("outcome = %s, want that it is tried again", late.outcome)
+	}
+	for _, bucket := range []eventlog.BucketName{eventlog.ParkedEvents, eventlog.Waiting} {
+		if keys, err := r.log.Bucket(bucket).Keys(r.deadline()); err != nil || len(keys) != 0 {
+			t.Errorf("%s = %v, %v", bucket, keys, err)
+		}
+	}
+}
+
 func sale(t *testing.T, r *rig, event sample.Event) *result {
 	t.Helper()
 	sale := &result{stored: &eventlog.StoredEvent{RawEvent: eventlog.RawEvent{ID: event.ID, Body: event.Body}}}
