@@ -145,12 +145,16 @@ func (e *engine) watchHealth() {
 }
 
 // health returns what the engine says is wrong with its store: a stream that
-// could not be recovered, or one that could not be written.
+// could not be recovered, or one that could not be written. That it was too busy
+// to answer is no news about its store.
 func (e *engine) health() error {
-	if health := e.server.Healthz(nil); health.Error != "" {
-		return errors.New(health.Error)
+	var problems []error
+	for _, problem := range e.server.Healthz(&server.HealthzOptions{Details: true}).Errors {
+		if problem.Type != server.HealthzErrorConn {
+			problems = append(problems, errors.New(problem.Error))
+		}
 	}
-	return nil
+	return errors.Join(problems...)
 }
 
 // alive returns ctx, ended when the engine dies: whoever waits for an answer
