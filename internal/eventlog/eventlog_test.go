@@ -193,15 +193,25 @@ func TestOneFlushCoversAllThatWait(t *testing.T) {
 	var all sync.WaitGroup
 	all.Go(func() { appendInbox(t, l, "evt_first") })
 	waitFor(t, func() bool { return flushes.Load() == 3 })
-	for i := range 50 {
-		all.Go(func() { appendInbox(t, l, fmt.Sprintf("evt_%d", i)) })
+	// Fifty more are written and wait, all before the first flush ends.
+	e, err := l.current()
+	if err != nil {
+		t.Fatal(err)
 	}
-	waitFor(t, func() bool { return inboxCount(t, l) == 51 })
+	waiting := map[*flushGroup]int{}
+	for i := range 50 {
+		if _, err := e.js.Publish(deadline(t), inboxSubject(fmt.Sprintf("evt_%d", i)), []byte("{}")); err != nil {
+			t.Fatal(err)
+		}
+		waiting[e.flusher.join()]++
+	}
 	close(gate)
 	all.Wait()
-	// One for all fifty, and a second for those whose PubAck came too late.
-	if n := flushes.Load(); n > 3+5 {
-		t.Errorf("%d flushes for 51 appends", n-2)
+	for group := range waiting {
+		<-group.done
+	}
+	if n := flushes.Load(); n != 4 || len(waiting) != 1 {
+		t.Errorf("%d flushes and %d groups for 50 that waited at a time", n-3, len(waiting))
 	}
 }
 
@@ -218,19 +228,6 @@ func waitFor(t *testing.T, done func() bool) {
 		case <-tick.C:
 		}
 	}
-}
-
-func inboxCount(t *testing.T, l *Log) uint64 {
-	t.Helper()
-	e, err := l.current()
-	if err != nil {
-		t.Fatal(err)
-	}
-	info, err := e.inbox.Info(deadline(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return info.State.Msgs
 }
 
 func TestFailedFlushStopsAcknowledgingUntilReopened(t *testing.T) {
@@ -680,6 +677,19 @@ func TestBuckets(t *testing.T) {
 	}
 	if keys, err := b.Keys(deadline(t)); err != nil || len(keys) != 2 {
 		t.Errorf("keys after deleting one = %v, %v", keys, err)
+	}
+	notes := l.Bucket(PendingItems)
+	if err := notes.Put(deadline(t), "cs_1", []byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	if empty, err := notes.Empty(deadline(t)); err != nil || empty {
+		t.Errorf("a bucket with a key: empty %v, %v", empty, err)
+	}
+	if err := notes.Delete(deadline(t), "cs_1"); err != nil {
+		t.Fatal(err)
+	}
+	if empty, err := notes.Empty(deadline(t)); err != nil || !empty {
+		t.Errorf("a bucket whose key was deleted: empty %v, %v", empty, err)
 	}
 	if owner, err := b.Claim(deadline(t), "sum", []byte("again")); err != nil || string(owner) != "again" {
 		t.Errorf("claim of a deleted key: %q, %v", owner, err)
