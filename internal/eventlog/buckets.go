@@ -168,15 +168,22 @@ func replace(ctx context.Context, e *engine, kv jetstream.KeyValue, key string, 
 	return nil
 }
 
-// Delete removes a key, which need not be there.
+// Delete removes a key, which need not be there. It purges the key's subject
+// (NATS's ADR-8 says which it is): the bucket's own delete leaves a marker
+// behind, and Keys and Empty would have more to look at with every key that ever
+// was.
 func (b Bucket) Delete(ctx context.Context, key string) error {
-	e, kv, err := b.open()
+	e, _, err := b.open()
 	if err != nil {
 		return err
 	}
 	ctx, cancel := e.alive(ctx)
 	defer cancel()
-	if err := kv.Purge(ctx, key); err != nil {
+	stream, err := e.js.Stream(ctx, "KV_"+string(b.name))
+	if err != nil {
+		return e.writeError(err)
+	}
+	if err := stream.Purge(ctx, jetstream.WithPurgeSubject("$KV."+string(b.name)+"."+key)); err != nil {
 		return e.writeError(err)
 	}
 	return nil
@@ -204,7 +211,7 @@ func (b Bucket) Keys(ctx context.Context) ([]string, error) {
 }
 
 // Empty reports whether there is no key, cheaply. It may say false of a bucket
-// whose last key was just removed.
+// whose last key was removed by Update.
 func (b Bucket) Empty(ctx context.Context) (bool, error) {
 	_, kv, err := b.open()
 	if err != nil {

@@ -193,8 +193,9 @@ func (p *Pipeline) backfillEvent(ctx context.Context, raw json.RawMessage, repor
 }
 
 // keepCursor notes from time to time that the gateway is listening, looks at the
-// backlog, and first lists what Stripe sent while it was not. On the very first start there is
-// nothing to list: what was shipped before must not be shipped again.
+// backlog, and first lists what Stripe sent while it was not. On the very first
+// start there is nothing to list: what was shipped before must not be shipped
+// again.
 func (p *Pipeline) keepCursor(ctx context.Context) {
 	pause := backoff.NewExponentialBackOff()
 	pause.InitialInterval, pause.MaxInterval = time.Second, 5*time.Minute
