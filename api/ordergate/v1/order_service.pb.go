@@ -642,8 +642,12 @@ type OrderEventFilter struct {
 	// Only orders that go to these countries (ISO 3166-1 alpha-2, upper case):
 	// 300 at most. Orders without a readable address do not match.
 	ShipToCountries []string `protobuf:"bytes,5,rep,name=ship_to_countries,json=shipToCountries,proto3" json:"ship_to_countries,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// Only orders whose metadata has each of these keys with exactly this value:
+	// 16 at most. The one condition for which the gateway has to read the event
+	// itself.
+	Metadata      map[string]string `protobuf:"bytes,6,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *OrderEventFilter) Reset() {
@@ -707,6 +711,13 @@ func (x *OrderEventFilter) GetAccounts() []string {
 func (x *OrderEventFilter) GetShipToCountries() []string {
 	if x != nil {
 		return x.ShipToCountries
+	}
+	return nil
+}
+
+func (x *OrderEventFilter) GetMetadata() map[string]string {
+	if x != nil {
+		return x.Metadata
 	}
 	return nil
 }
@@ -1076,13 +1087,17 @@ const file_ordergate_v1_order_service_proto_rawDesc = "" +
 	"page_token\x18\x03 \x01(\tR\tpageToken\"s\n" +
 	"\x17ListOrderEventsResponse\x120\n" +
 	"\x06events\x18\x01 \x03(\v2\x18.ordergate.v1.OrderEventR\x06events\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xd9\x01\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xe0\x02\n" +
 	"\x10OrderEventFilter\x122\n" +
 	"\x05kinds\x18\x01 \x03(\x0e2\x1c.ordergate.v1.OrderEventKindR\x05kinds\x12\x1f\n" +
 	"\blivemode\x18\x02 \x01(\bH\x00R\blivemode\x88\x01\x01\x12\x1b\n" +
 	"\torder_ids\x18\x03 \x03(\tR\borderIds\x12\x1a\n" +
 	"\baccounts\x18\x04 \x03(\tR\baccounts\x12*\n" +
-	"\x11ship_to_countries\x18\x05 \x03(\tR\x0fshipToCountriesB\v\n" +
+	"\x11ship_to_countries\x18\x05 \x03(\tR\x0fshipToCountries\x12H\n" +
+	"\bmetadata\x18\x06 \x03(\v2,.ordergate.v1.OrderEventFilter.MetadataEntryR\bmetadata\x1a;\n" +
+	"\rMetadataEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\v\n" +
 	"\t_livemode\"\xaa\x02\n" +
 	"\x12WatchOrdersRequest\x12'\n" +
 	"\x0efrom_beginning\x18\x01 \x01(\bH\x00R\rfromBeginning\x12;\n" +
@@ -1123,7 +1138,7 @@ func file_ordergate_v1_order_service_proto_rawDescGZIP() []byte {
 	return file_ordergate_v1_order_service_proto_rawDescData
 }
 
-var file_ordergate_v1_order_service_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_ordergate_v1_order_service_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_ordergate_v1_order_service_proto_goTypes = []any{
 	(*GetOrderRequest)(nil),         // 0: ordergate.v1.GetOrderRequest
 	(*GetOrderResponse)(nil),        // 1: ordergate.v1.GetOrderResponse
@@ -1141,48 +1156,50 @@ var file_ordergate_v1_order_service_proto_goTypes = []any{
 	(*WatchOrdersResponse)(nil),     // 13: ordergate.v1.WatchOrdersResponse
 	(*Heartbeat)(nil),               // 14: ordergate.v1.Heartbeat
 	(*CaughtUp)(nil),                // 15: ordergate.v1.CaughtUp
-	(*Order)(nil),                   // 16: ordergate.v1.Order
-	(OrderStatus)(0),                // 17: ordergate.v1.OrderStatus
-	(Directive)(0),                  // 18: ordergate.v1.Directive
-	(*OrderEvent)(nil),              // 19: ordergate.v1.OrderEvent
-	(OrderEventKind)(0),             // 20: ordergate.v1.OrderEventKind
-	(*timestamppb.Timestamp)(nil),   // 21: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),     // 22: google.protobuf.Duration
+	nil,                             // 16: ordergate.v1.OrderEventFilter.MetadataEntry
+	(*Order)(nil),                   // 17: ordergate.v1.Order
+	(OrderStatus)(0),                // 18: ordergate.v1.OrderStatus
+	(Directive)(0),                  // 19: ordergate.v1.Directive
+	(*OrderEvent)(nil),              // 20: ordergate.v1.OrderEvent
+	(OrderEventKind)(0),             // 21: ordergate.v1.OrderEventKind
+	(*timestamppb.Timestamp)(nil),   // 22: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),     // 23: google.protobuf.Duration
 }
 var file_ordergate_v1_order_service_proto_depIdxs = []int32{
-	16, // 0: ordergate.v1.GetOrderResponse.order:type_name -> ordergate.v1.Order
-	16, // 1: ordergate.v1.HoldOrderResponse.order:type_name -> ordergate.v1.Order
-	16, // 2: ordergate.v1.ReleaseOrderResponse.order:type_name -> ordergate.v1.Order
-	17, // 3: ordergate.v1.OrderFilter.statuses:type_name -> ordergate.v1.OrderStatus
-	18, // 4: ordergate.v1.OrderFilter.directives:type_name -> ordergate.v1.Directive
+	17, // 0: ordergate.v1.GetOrderResponse.order:type_name -> ordergate.v1.Order
+	17, // 1: ordergate.v1.HoldOrderResponse.order:type_name -> ordergate.v1.Order
+	17, // 2: ordergate.v1.ReleaseOrderResponse.order:type_name -> ordergate.v1.Order
+	18, // 3: ordergate.v1.OrderFilter.statuses:type_name -> ordergate.v1.OrderStatus
+	19, // 4: ordergate.v1.OrderFilter.directives:type_name -> ordergate.v1.Directive
 	6,  // 5: ordergate.v1.ListOrdersRequest.filter:type_name -> ordergate.v1.OrderFilter
-	16, // 6: ordergate.v1.ListOrdersResponse.orders:type_name -> ordergate.v1.Order
-	19, // 7: ordergate.v1.ListOrderEventsResponse.events:type_name -> ordergate.v1.OrderEvent
-	20, // 8: ordergate.v1.OrderEventFilter.kinds:type_name -> ordergate.v1.OrderEventKind
-	21, // 9: ordergate.v1.WatchOrdersRequest.start_time:type_name -> google.protobuf.Timestamp
-	11, // 10: ordergate.v1.WatchOrdersRequest.filter:type_name -> ordergate.v1.OrderEventFilter
-	22, // 11: ordergate.v1.WatchOrdersRequest.heartbeat_interval:type_name -> google.protobuf.Duration
-	19, // 12: ordergate.v1.WatchOrdersResponse.event:type_name -> ordergate.v1.OrderEvent
-	14, // 13: ordergate.v1.WatchOrdersResponse.heartbeat:type_name -> ordergate.v1.Heartbeat
-	15, // 14: ordergate.v1.WatchOrdersResponse.caught_up:type_name -> ordergate.v1.CaughtUp
-	21, // 15: ordergate.v1.Heartbeat.time:type_name -> google.protobuf.Timestamp
-	0,  // 16: ordergate.v1.OrderService.GetOrder:input_type -> ordergate.v1.GetOrderRequest
-	7,  // 17: ordergate.v1.OrderService.ListOrders:input_type -> ordergate.v1.ListOrdersRequest
-	9,  // 18: ordergate.v1.OrderService.ListOrderEvents:input_type -> ordergate.v1.ListOrderEventsRequest
-	12, // 19: ordergate.v1.OrderService.WatchOrders:input_type -> ordergate.v1.WatchOrdersRequest
-	2,  // 20: ordergate.v1.OrderService.HoldOrder:input_type -> ordergate.v1.HoldOrderRequest
-	4,  // 21: ordergate.v1.OrderService.ReleaseOrder:input_type -> ordergate.v1.ReleaseOrderRequest
-	1,  // 22: ordergate.v1.OrderService.GetOrder:output_type -> ordergate.v1.GetOrderResponse
-	8,  // 23: ordergate.v1.OrderService.ListOrders:output_type -> ordergate.v1.ListOrdersResponse
-	10, // 24: ordergate.v1.OrderService.ListOrderEvents:output_type -> ordergate.v1.ListOrderEventsResponse
-	13, // 25: ordergate.v1.OrderService.WatchOrders:output_type -> ordergate.v1.WatchOrdersResponse
-	3,  // 26: ordergate.v1.OrderService.HoldOrder:output_type -> ordergate.v1.HoldOrderResponse
-	5,  // 27: ordergate.v1.OrderService.ReleaseOrder:output_type -> ordergate.v1.ReleaseOrderResponse
-	22, // [22:28] is the sub-list for method output_type
-	16, // [16:22] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	17, // 6: ordergate.v1.ListOrdersResponse.orders:type_name -> ordergate.v1.Order
+	20, // 7: ordergate.v1.ListOrderEventsResponse.events:type_name -> ordergate.v1.OrderEvent
+	21, // 8: ordergate.v1.OrderEventFilter.kinds:type_name -> ordergate.v1.OrderEventKind
+	16, // 9: ordergate.v1.OrderEventFilter.metadata:type_name -> ordergate.v1.OrderEventFilter.MetadataEntry
+	22, // 10: ordergate.v1.WatchOrdersRequest.start_time:type_name -> google.protobuf.Timestamp
+	11, // 11: ordergate.v1.WatchOrdersRequest.filter:type_name -> ordergate.v1.OrderEventFilter
+	23, // 12: ordergate.v1.WatchOrdersRequest.heartbeat_interval:type_name -> google.protobuf.Duration
+	20, // 13: ordergate.v1.WatchOrdersResponse.event:type_name -> ordergate.v1.OrderEvent
+	14, // 14: ordergate.v1.WatchOrdersResponse.heartbeat:type_name -> ordergate.v1.Heartbeat
+	15, // 15: ordergate.v1.WatchOrdersResponse.caught_up:type_name -> ordergate.v1.CaughtUp
+	22, // 16: ordergate.v1.Heartbeat.time:type_name -> google.protobuf.Timestamp
+	0,  // 17: ordergate.v1.OrderService.GetOrder:input_type -> ordergate.v1.GetOrderRequest
+	7,  // 18: ordergate.v1.OrderService.ListOrders:input_type -> ordergate.v1.ListOrdersRequest
+	9,  // 19: ordergate.v1.OrderService.ListOrderEvents:input_type -> ordergate.v1.ListOrderEventsRequest
+	12, // 20: ordergate.v1.OrderService.WatchOrders:input_type -> ordergate.v1.WatchOrdersRequest
+	2,  // 21: ordergate.v1.OrderService.HoldOrder:input_type -> ordergate.v1.HoldOrderRequest
+	4,  // 22: ordergate.v1.OrderService.ReleaseOrder:input_type -> ordergate.v1.ReleaseOrderRequest
+	1,  // 23: ordergate.v1.OrderService.GetOrder:output_type -> ordergate.v1.GetOrderResponse
+	8,  // 24: ordergate.v1.OrderService.ListOrders:output_type -> ordergate.v1.ListOrdersResponse
+	10, // 25: ordergate.v1.OrderService.ListOrderEvents:output_type -> ordergate.v1.ListOrderEventsResponse
+	13, // 26: ordergate.v1.OrderService.WatchOrders:output_type -> ordergate.v1.WatchOrdersResponse
+	3,  // 27: ordergate.v1.OrderService.HoldOrder:output_type -> ordergate.v1.HoldOrderResponse
+	5,  // 28: ordergate.v1.OrderService.ReleaseOrder:output_type -> ordergate.v1.ReleaseOrderResponse
+	23, // [23:29] is the sub-list for method output_type
+	17, // [17:23] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_ordergate_v1_order_service_proto_init() }
@@ -1209,7 +1226,7 @@ func file_ordergate_v1_order_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_ordergate_v1_order_service_proto_rawDesc), len(file_ordergate_v1_order_service_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   16,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
