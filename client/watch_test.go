@@ -34,6 +34,7 @@ import (
 	"github.com/ordergate/ordergate/internal/grpcapi"
 	"github.com/ordergate/ordergate/internal/orders"
 	"github.com/ordergate/ordergate/internal/pipeline"
+	"github.com/ordergate/ordergate/internal/subscription"
 )
 
 type (
@@ -719,7 +720,7 @@ func runGateway(t *testing.T, ctx context.Context, dir, addr string, fill func(*
 	}
 	t.Cleanup(func() { log.Close() })
 	fill(log)
-	server := grpcapi.New(log, pipeline.New(pipeline.Config{Log: log, Sources: orders.DefaultSources(), ItemsDeadline: 30 * time.Second, Logger: logger, Metrics: prometheus.NewRegistry()}), logger)
+	server := grpcapi.New(log, pipeline.New(pipeline.Config{Log: log, Sources: orders.DefaultSources(), ItemsDeadline: 30 * time.Second, Logger: logger, Metrics: prometheus.NewRegistry()}), subscription.New(log, logger), logger)
 	listener, err := net.Listen("tcp", addr)
 	if err != nil {
 		t.Fatal(err)

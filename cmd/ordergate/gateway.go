@@ -26,6 +26,7 @@ import (
 	"github.com/ordergate/ordergate/internal/pipeline"
 	"github.com/ordergate/ordergate/internal/stripeapi"
 	"github.com/ordergate/ordergate/internal/stripehook"
+	"github.com/ordergate/ordergate/internal/subscription"
 )
 
 // inProcessBuffer is the buffer of the connection between the admin listener
@@ -40,12 +41,13 @@ type gateway struct {
 	cfg    config.Config
 	logger *slog.Logger
 
-	log      *eventlog.Log
-	pipeline *pipeline.Pipeline
-	grpc     *grpcapi.Server
-	conn     *grpc.ClientConn // to the own gRPC server
-	ingress  *http.Server
-	admin    *http.Server
+	log           *eventlog.Log
+	pipeline      *pipeline.Pipeline
+	subscriptions *subscription.Manager
+	grpc          *grpcapi.Server
+	conn          *grpc.ClientConn // to the own gRPC server
+	ingress       *http.Server
+	admin         *http.Server
 
 	ingressListener, grpcListener, adminListener net.Listener
 	inProcess                                    *bufconn.Listener
@@ -90,7 +92,8 @@ func newGateway(ctx context.Context, cfg config.Config, logger *slog.Logger) (_ 
 		Logger:        logger,
 		Metrics:       metrics,
 	})
-	g.grpc = grpcapi.New(g.log, g.pipeline, logger)
+	g.subscriptions = subscription.New(g.log, logger)
+	g.grpc = grpcapi.New(g.log, g.pipeline, g.subscriptions, logger)
 	g.conn, err = grpc.NewClient(inProcessTarget, g.dialOptions()...)
 	if err != nil {
 		return nil, err
@@ -193,7 +196,8 @@ func (g *gateway) run(ctx context.Context) error {
 
 // shutdown ends the parts in the order in which they feed each other: nothing
 // new comes in, what was taken is answered, streams are told to come back,
-// conversion ends with the batch in hand. The log is closed last, by run.
+// conversion ends with the batch in hand. Subscriptions and the log are closed
+// last, by run.
 func (g *gateway) shutdown(stopConverting context.CancelFunc) error {
 	g.logger.Info("ordergate is stopping", "timeout", g.cfg.ShutdownTimeout)
 	ctx, cancel := context.WithTimeout(context.Background(), g.cfg.ShutdownTimeout)
@@ -215,6 +219,9 @@ func (g *gateway) close() error {
 	}
 	if g.conn != nil {
 		problems = append(problems, g.conn.Close())
+	}
+	if g.subscriptions != nil {
+		g.subscriptions.Close()
 	}
 	if g.log != nil {
 		problems = append(problems, g.log.Close())

@@ -48,6 +48,7 @@ func New(ctx context.Context, cfg Config) (http.Handler, error) {
 	for _, register := range []func(context.Context, *runtime.ServeMux, *grpc.ClientConn) error{
 		ordergatev1.RegisterOrderServiceHandler,
 		ordergatev1.RegisterEventServiceHandler,
+		ordergatev1.RegisterSubscriptionServiceHandler,
 	} {
 		if err := register(ctx, rest, cfg.Conn); err != nil {
 			return nil, err

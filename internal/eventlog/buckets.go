@@ -26,6 +26,14 @@ const (
 	// PendingItems holds the orders whose line items have not been read. Kept
 	// as long as order events.
 	PendingItems BucketName = "pending-items"
+	// Subscriptions holds the settings of subscriptions, by name. Without an age
+	// limit.
+	Subscriptions BucketName = "subscriptions"
+	// Places holds the place of each subscription. Without an age limit.
+	Places BucketName = "places"
+	// HeldOrders holds the orders that a subscription cannot go on with, and its
+	// dead letters. Without an age limit.
+	HeldOrders BucketName = "held-orders"
 	// State holds what the gateway remembers of itself. Without an age limit.
 	State BucketName = "state"
 )
@@ -38,7 +46,11 @@ func bucketAges(cfg Config) map[BucketName]time.Duration {
 		ParkedEvents: 0,
 		Waiting:      0,
 		PendingItems: cfg.OrdersMaxAge,
-		State:        0,
+
+		Subscriptions: 0,
+		Places:        0,
+		HeldOrders:    0,
+		State:         0,
 	}
 }
 
@@ -172,7 +184,14 @@ func replace(ctx context.Context, e *engine, kv jetstream.KeyValue, key string, 
 // (NATS's ADR-8 says which it is): the bucket's own delete leaves a marker
 // behind, and Keys and Empty would have more to look at with every key that ever
 // was.
-func (b Bucket) Delete(ctx context.Context, key string) error {
+func (b Bucket) Delete(ctx context.Context, key string) error { return b.purge(ctx, key) }
+
+// DeleteUnder removes all keys that begin with prefix and a dot.
+func (b Bucket) DeleteUnder(ctx context.Context, prefix string) error {
+	return b.purge(ctx, prefix+".>")
+}
+
+func (b Bucket) purge(ctx context.Context, keys string) error {
 	e, _, err := b.open()
 	if err != nil {
 		return err
@@ -183,7 +202,7 @@ func (b Bucket) Delete(ctx context.Context, key string) error {
 	if err != nil {
 		return e.writeError(err)
 	}
-	if err := stream.Purge(ctx, jetstream.WithPurgeSubject("$KV."+string(b.name)+"."+key)); err != nil {
+	if err := stream.Purge(ctx, jetstream.WithPurgeSubject("$KV."+string(b.name)+"."+keys)); err != nil {
 		return e.writeError(err)
 	}
 	return nil
@@ -208,6 +227,38 @@ func (b Bucket) Keys(ctx context.Context) ([]string, error) {
 		return nil, fmt.Errorf("%w: list %s: %w", ErrUnavailable, b.name, ctx.Err())
 	}
 	return keys, nil
+}
+
+// Entries hands each key that matches a pattern (NATS's subject wildcards) and its
+// value to each, until one of them fails.
+func (b Bucket) Entries(ctx context.Context, pattern string, each func(key string, value []byte) error) error {
+	e, kv, err := b.open()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := e.alive(ctx)
+	defer cancel()
+	watcher, err := kv.Watch(ctx, pattern, jetstream.IgnoreDeletes())
+	if err != nil {
+		return fmt.Errorf("%w: read %s: %w", ErrUnavailable, b.name, err)
+	}
+	defer watcher.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%w: read %s: %w", ErrUnavailable, b.name, context.Cause(ctx))
+		case entry, more := <-watcher.Updates():
+			switch {
+			case !more:
+				return fmt.Errorf("%w: reading %s was interrupted", ErrUnavailable, b.name)
+			case entry == nil: // that was all there is
+				return nil
+			}
+			if err := each(entry.Key(), entry.Value()); err != nil {
+				return err
+			}
+		}
+	}
 }
 
 // Empty reports whether there is no key, cheaply. It may say false of a bucket

@@ -273,6 +273,7 @@ func (e *engine) ensureStream(ctx context.Context, cfg jetstream.StreamConfig) (
 func (e *engine) close() {
 	e.fail(fmt.Errorf("%w: it is closed", ErrUnavailable))
 	e.background.Wait()
+	e.wake()
 	if e.conn != nil {
 		e.conn.Close()
 	}
@@ -332,7 +333,16 @@ func (e *engine) advance(sequence uint64) {
 	e.advanced = make(chan struct{})
 }
 
-// durable returns the frontier, and a channel that is closed when it grows.
+// wake has those who wait for the frontier look again.
+func (e *engine) wake() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	close(e.advanced)
+	e.advanced = make(chan struct{})
+}
+
+// durable returns the frontier, and a channel that is closed when it grows or the
+// engine ends.
 func (e *engine) durable() (uint64, <-chan struct{}) {
 	e.mu.Lock()
 	defer e.mu.Unlock()

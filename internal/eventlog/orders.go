@@ -14,6 +14,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/synadia-io/orbit.go/jetstreamext"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -34,6 +35,9 @@ const readBytes = 1 << 20
 // listWindow is how many events NewestOrders looks at in one call. The engine
 // answers for at most 1,024 subjects at once.
 const listWindow = 500
+
+// eventIDField is the number of OrderEvent.id.
+const eventIDField = 1
 
 func orderSubject(orderID string) string { return "orders." + orderID }
 
@@ -70,6 +74,62 @@ func (r *OrderRecord) Event() (*ordergatev1.OrderEvent, error) {
 	event.Sequence = int64(r.Sequence)
 	event.CreateTime = timestamppb.New(r.Time)
 	return event, nil
+}
+
+// Size is the size of the event as it is stored, in bytes.
+func (r *OrderRecord) Size() int { return len(r.payload) }
+
+// EventID is the event's id, read without decoding the rest; empty when it cannot
+// be read.
+func (r *OrderRecord) EventID() string {
+	for b := r.payload; len(b) > 0; {
+		field, kind, n := protowire.ConsumeTag(b)
+		if n < 0 {
+			return ""
+		}
+		b = b[n:]
+		if field == eventIDField && kind == protowire.BytesType {
+			id, _ := protowire.ConsumeString(b)
+			return id
+		}
+		if n = protowire.ConsumeFieldValue(field, kind, b); n < 0 {
+			return ""
+		}
+		b = b[n:]
+	}
+	return ""
+}
+
+// Matches reports whether a filter selects the event. It decodes the event only
+// for a filter of metadata, and only then can it fail.
+func (r *OrderRecord) Matches(filter *ordergatev1.OrderEventFilter) (bool, error) {
+	if filter == nil {
+		return true, nil
+	}
+	beside := (filter.Livemode == nil || filter.GetLivemode() == r.Livemode) &&
+		anyOrIn(filter.GetKinds(), r.Kind) &&
+		anyOrIn(filter.GetOrderIds(), r.OrderID) &&
+		anyOrIn(filter.GetAccounts(), r.Account) &&
+		anyOrIn(filter.GetShipToCountries(), r.Country)
+	if !beside || len(filter.GetMetadata()) == 0 {
+		return beside, nil
+	}
+	event, err := r.Event()
+	if err != nil {
+		return false, err
+	}
+	metadata := event.GetOrder().GetMetadata()
+	for key, want := range filter.GetMetadata() {
+		if value, has := metadata[key]; !has || value != want {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+// anyOrIn reports whether value is selected: an empty selection selects all.
+func anyOrIn[T comparable](selection []T, value T) bool {
+	return len(selection) == 0 || slices.Contains(selection, value)
 }
 
 // AppendOrder writes the event of an order whose newest event has the sequence
@@ -231,21 +291,30 @@ func (e *engine) firstOrder(ctx context.Context) (uint64, error) {
 // A log that is being reopened it waits for.
 func (l *Log) AwaitOrders(ctx context.Context, after uint64) error {
 	for {
-		e, err := l.await(ctx)
-		if err != nil {
+		if _, err := l.await(ctx); err != nil {
 			return err
 		}
-		frontier, advanced := e.durable()
-		if frontier > after {
+		durable, moved := l.Frontier()
+		if durable > after {
 			return nil
 		}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-e.dead.Done():
-		case <-advanced:
+		case <-moved:
 		}
 	}
+}
+
+// Frontier returns the newest sequence that readers may see, and a channel that
+// is closed when that may have changed. It is 0 while the log is being reopened.
+func (l *Log) Frontier() (durable uint64, moved <-chan struct{}) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.engine == nil || l.engine.dead.Err() != nil {
+		return 0, l.changed
+	}
+	return l.engine.durable()
 }
 
 // ReadOrders returns durable events behind the sequence after, in their order,

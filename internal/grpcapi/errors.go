@@ -15,6 +15,7 @@ import (
 	"github.com/ordergate/ordergate/internal/eventlog"
 	"github.com/ordergate/ordergate/internal/pipeline"
 	"github.com/ordergate/ordergate/internal/stripeapi"
+	"github.com/ordergate/ordergate/internal/subscription"
 )
 
 // errorDomain and the reasons are part of the API (google.rpc.ErrorInfo).
@@ -32,6 +33,11 @@ const (
 	reasonKeyRefused        = "API_KEY_REFUSED"
 	reasonBackfillRunning   = "BACKFILL_RUNNING"
 	reasonStripeUnavailable = "STRIPE_UNAVAILABLE"
+	reasonNoSubscription    = "SUBSCRIPTION_NOT_FOUND"
+	reasonSubscriptionIs    = "SUBSCRIPTION_EXISTS"
+	reasonNoDeadLetter      = "DEAD_LETTER_NOT_FOUND"
+	reasonSubscriptions     = "TOO_MANY_SUBSCRIPTIONS"
+	reasonWorkers           = "TOO_MANY_WORKERS"
 	reasonLogUnavailable    = "LOG_UNAVAILABLE"
 	reasonLogFull           = "LOG_FULL"
 	reasonShuttingDown      = "SHUTTING_DOWN"
@@ -42,6 +48,9 @@ const (
 const retryDelay = 2 * time.Second
 
 var errShuttingDown = errors.New("the gateway is shutting down: connect again; a watcher goes on with its last resume token")
+
+// errRenew ends a stream whose connection is to be made anew.
+var errRenew = errors.New("the connection has become old: open a new stream")
 
 // missingEvent is an event that is not kept.
 type missingEvent struct{ id string }
@@ -75,24 +84,35 @@ func (e *expiredToken) Error() string {
 // here is internal: whole in the log, not outside.
 func statusOf(err error) *status.Status {
 	var (
-		field   *invalidField
 		token   *invalidToken
 		expired *expiredToken
 		missing *missingEvent
 	)
 	switch {
-	case errors.As(err, &field):
-		return newStatus(codes.InvalidArgument, field.Error(), reasonInvalidRequest, nil, violation(field.field, field.description))
+	case len(invalidFields(err)) > 0:
+		return newStatus(codes.InvalidArgument, err.Error(), reasonInvalidRequest, nil, violations(invalidFields(err)))
 	case errors.As(err, &token):
-		return newStatus(codes.InvalidArgument, token.Error(), token.reason, nil, violation(token.field, token.description))
+		return newStatus(codes.InvalidArgument, token.Error(), token.reason, nil, violations([]*invalidField{{token.field, token.description}}))
 	case errors.As(err, &expired):
 		return newStatus(codes.OutOfRange, expired.Error(), reasonResumeExpired, map[string]string{"earliest_resume_token": expired.earliest})
 	case errors.As(err, &missing):
 		return newStatus(codes.NotFound, missing.Error(), reasonEventNotFound, nil)
+	case errors.Is(err, subscription.ErrNotFound):
+		return newStatus(codes.NotFound, err.Error()+": create it, or see ordergate subscriptions list for those there are", reasonNoSubscription, nil)
+	case errors.Is(err, subscription.ErrExists):
+		return newStatus(codes.AlreadyExists, err.Error()+": use it, or choose another name", reasonSubscriptionIs, nil)
+	case errors.Is(err, subscription.ErrNoDeadLetter):
+		return newStatus(codes.NotFound, err.Error()+": nothing was done; see ordergate dead-letters list", reasonNoDeadLetter, nil)
+	case errors.Is(err, subscription.ErrTooMany):
+		return newStatus(codes.ResourceExhausted, err.Error()+": delete those that nobody uses", reasonSubscriptions, nil)
+	case errors.Is(err, subscription.ErrBusy):
+		return newStatus(codes.ResourceExhausted, err.Error()+": use fewer streams, each with a larger window", reasonWorkers, nil)
 	case errors.Is(err, eventlog.ErrNotFound):
 		return newStatus(codes.NotFound, "there is no such order: check the id (cs_…, pi_… or in_…); an order exists once its first event was converted", reasonOrderNotFound, nil)
-	case errors.Is(err, errShuttingDown):
+	case errors.Is(err, errShuttingDown), errors.Is(err, subscription.ErrClosed):
 		return newStatus(codes.Unavailable, errShuttingDown.Error(), reasonShuttingDown, nil, retryInfo())
+	case errors.Is(err, errRenew):
+		return newStatus(codes.Unavailable, errRenew.Error(), reasonShuttingDown, nil)
 	case errors.Is(err, context.Canceled):
 		return status.New(codes.Canceled, "the caller cancelled")
 	case errors.Is(err, pipeline.ErrNoKey):
@@ -136,8 +156,29 @@ func keyProblem(reason, message string) *status.Status {
 	})
 }
 
-func violation(field, description string) *errdetails.BadRequest {
-	return &errdetails.BadRequest{FieldViolations: []*errdetails.BadRequest_FieldViolation{{Field: field, Description: description}}}
+// invalidFields returns all the fields that an error says something of.
+func invalidFields(err error) []*invalidField {
+	switch e := err.(type) {
+	case *invalidField:
+		return []*invalidField{e}
+	case interface{ Unwrap() []error }:
+		var fields []*invalidField
+		for _, one := range e.Unwrap() {
+			fields = append(fields, invalidFields(one)...)
+		}
+		return fields
+	case interface{ Unwrap() error }:
+		return invalidFields(e.Unwrap())
+	}
+	return nil
+}
+
+func violations(fields []*invalidField) *errdetails.BadRequest {
+	request := &errdetails.BadRequest{}
+	for _, f := range fields {
+		request.FieldViolations = append(request.FieldViolations, &errdetails.BadRequest_FieldViolation{Field: f.field, Description: f.description})
+	}
+	return request
 }
 
 func retryInfo() *errdetails.RetryInfo {

@@ -8,13 +8,13 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
-	"github.com/ordergate/ordergate/internal/eventlog"
 	"github.com/ordergate/ordergate/internal/stripehook"
 )
 
 const (
 	maxFilterIDs       = 100
 	maxFilterCountries = 300
+	maxFilterMetadata  = 16
 )
 
 var countryShape = regexp.MustCompile(`^[A-Z]{2}$`)
@@ -23,15 +23,6 @@ func matchesOrder(filter *ordergatev1.OrderFilter, order *ordergatev1.Order) boo
 	return (filter.GetLivemode() == order.GetLivemode() || filter == nil || filter.Livemode == nil) &&
 		anyOrIn(filter.GetStatuses(), order.GetStatus()) &&
 		anyOrIn(filter.GetDirectives(), order.GetDirective())
-}
-
-// matchesRecord decides by what is stored beside an event, without decoding it.
-func matchesRecord(filter *ordergatev1.OrderEventFilter, record *eventlog.OrderRecord) bool {
-	return (filter.GetLivemode() == record.Livemode || filter == nil || filter.Livemode == nil) &&
-		anyOrIn(filter.GetKinds(), record.Kind) &&
-		anyOrIn(filter.GetOrderIds(), record.OrderID) &&
-		anyOrIn(filter.GetAccounts(), record.Account) &&
-		anyOrIn(filter.GetShipToCountries(), record.Country)
 }
 
 // anyOrIn reports whether value is selected: an empty selection selects all.
@@ -63,6 +54,9 @@ func checkEventFilter(filter *ordergatev1.OrderEventFilter) error {
 		if !countryShape.MatchString(country) {
 			return invalid("filter.ship_to_countries", "%.10q is not a country code: two capital letters, such as DE", country)
 		}
+	}
+	if n := len(filter.GetMetadata()); n > maxFilterMetadata {
+		return invalid("filter.metadata", "has %d keys, at most %d", n, maxFilterMetadata)
 	}
 	return nil
 }

@@ -28,6 +28,7 @@ import (
 	"github.com/ordergate/ordergate/internal/orders"
 	"github.com/ordergate/ordergate/internal/pipeline"
 	"github.com/ordergate/ordergate/internal/stripeapi"
+	"github.com/ordergate/ordergate/internal/subscription"
 )
 
 // gateway is a real server on loopback, in front of a real log and its pipeline.
@@ -37,6 +38,7 @@ type gateway struct {
 	server   *Server
 	client   ordergatev1.OrderServiceClient
 	events   ordergatev1.EventServiceClient
+	work     ordergatev1.SubscriptionServiceClient
 	health   healthv1.HealthClient
 }
 
@@ -55,7 +57,9 @@ func newGatewayWith(t *testing.T, dir string, stripe *stripeapi.Client) *gateway
 	}
 	t.Cleanup(func() { log.Close() })
 	pipeline := pipeline.New(pipeline.Config{Log: log, Stripe: stripe, Sources: orders.DefaultSources(), ItemsDeadline: 30 * time.Second, Logger: logger, Metrics: prometheus.NewRegistry()})
-	server := New(log, pipeline, logger)
+	subscriptions := subscription.New(log, logger)
+	t.Cleanup(subscriptions.Close)
+	server := New(log, pipeline, subscriptions, logger)
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -71,7 +75,7 @@ func newGatewayWith(t *testing.T, dir string, stripe *stripeapi.Client) *gateway
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
-	return &gateway{log, pipeline, server, ordergatev1.NewOrderServiceClient(conn), ordergatev1.NewEventServiceClient(conn), healthv1.NewHealthClient(conn)}
+	return &gateway{log, pipeline, server, ordergatev1.NewOrderServiceClient(conn), ordergatev1.NewEventServiceClient(conn), ordergatev1.NewSubscriptionServiceClient(conn), healthv1.NewHealthClient(conn)}
 }
 
 func deadline(t *testing.T) context.Context {

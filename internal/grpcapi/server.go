@@ -1,6 +1,5 @@
-// Package grpcapi serves the gRPC API: OrderService, EventService, health and
-// reflection. It
-// is where errors of the inner packages become gRPC statuses, and where streams
+// Package grpcapi serves the gRPC API: OrderService, SubscriptionService,
+// EventService, health and reflection. It is where errors of the inner packages become gRPC statuses, and where streams
 // are drained when the gateway stops.
 package grpcapi
 
@@ -18,10 +17,12 @@ import (
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/reflection"
+	"google.golang.org/grpc/stats"
 
 	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
 	"github.com/ordergate/ordergate/internal/eventlog"
 	"github.com/ordergate/ordergate/internal/pipeline"
+	"github.com/ordergate/ordergate/internal/subscription"
 )
 
 const (
@@ -31,6 +32,17 @@ const (
 	maxStreams = 1000
 	// healthInterval is how often the health service looks at the log.
 	healthInterval = time.Second
+
+	// A connection is told to be renewed after connectionAge, give or take a tenth,
+	// and cut off connectionGrace later. In between, at drainAge, no new stream
+	// can be opened on it any more, and streams of workers are drained: they have
+	// drainTime to settle what they have in hand.
+	connectionAge   = 30 * time.Minute
+	connectionGrace = 10 * time.Minute
+	drainAge        = 34 * time.Minute
+	drainTime       = 2 * time.Minute
+	// drainMargin is what a shutdown needs after the streams have ended.
+	drainMargin = time.Second
 )
 
 // Server is the gRPC server.
@@ -38,17 +50,19 @@ type Server struct {
 	grpc   *grpc.Server
 	health *health.Server
 	log    *eventlog.Log
+	drains *drains
 
 	// draining ends when no new streams are wanted and open ones are to end.
 	draining context.Context
 	drain    context.CancelFunc
 }
 
-// New returns a server that shows what is in a log, and has the log's pipeline
-// do what operators ask for.
-func New(log *eventlog.Log, pipeline *pipeline.Pipeline, logger *slog.Logger) *Server {
+// New returns a server that shows what is in a log, hands out what subscriptions
+// have, and has the log's pipeline do what operators ask for.
+func New(log *eventlog.Log, pipeline *pipeline.Pipeline, subscriptions *subscription.Manager, logger *slog.Logger) *Server {
 	s := &Server{log: log, health: health.NewServer()}
 	s.draining, s.drain = context.WithCancel(context.Background())
+	s.drains = &drains{draining: s.draining}
 	mapping := errorMapper{logger}
 	s.grpc = grpc.NewServer(
 		grpc.MaxRecvMsgSize(maxRequestBytes),
@@ -57,14 +71,16 @@ func New(log *eventlog.Log, pipeline *pipeline.Pipeline, logger *slog.Logger) *S
 		grpc.KeepaliveParams(keepalive.ServerParameters{
 			Time:                  30 * time.Second,
 			Timeout:               10 * time.Second,
-			MaxConnectionAge:      30 * time.Minute,
-			MaxConnectionAgeGrace: 5 * time.Minute,
+			MaxConnectionAge:      connectionAge,
+			MaxConnectionAgeGrace: connectionGrace,
 		}),
+		grpc.StatsHandler(connectionStart{}),
 		grpc.ChainUnaryInterceptor(mapping.unary),
 		grpc.ChainStreamInterceptor(mapping.stream),
 	)
 	ordergatev1.RegisterOrderServiceServer(s.grpc, &orderService{log: log, pipeline: pipeline, draining: s.draining})
 	ordergatev1.RegisterEventServiceServer(s.grpc, &eventService{log: log, pipeline: pipeline, draining: s.draining, logger: logger})
+	ordergatev1.RegisterSubscriptionServiceServer(s.grpc, &subscriptionService{log: log, subscriptions: subscriptions, drains: s.drains, logger: logger})
 	healthv1.RegisterHealthServer(s.grpc, s.health)
 	reflection.Register(s.grpc)
 	s.reportHealth()
@@ -94,16 +110,22 @@ func (s *Server) reportHealth() {
 	if s.log.Ready() != nil {
 		status = healthv1.HealthCheckResponse_NOT_SERVING
 	}
-	for _, service := range []string{"", ordergatev1.OrderService_ServiceDesc.ServiceName, ordergatev1.EventService_ServiceDesc.ServiceName} {
+	for _, service := range []string{"", ordergatev1.OrderService_ServiceDesc.ServiceName, ordergatev1.SubscriptionService_ServiceDesc.ServiceName, ordergatev1.EventService_ServiceDesc.ServiceName} {
 		s.health.SetServingStatus(service, status)
 	}
 }
 
 // Shutdown ends the server in order: health says NOT_SERVING, the open streams
-// end with UNAVAILABLE (SHUTTING_DOWN), calls are finished. What has not ended
-// when ctx does is cut off.
+// end with UNAVAILABLE (SHUTTING_DOWN), those of workers when they have settled
+// what they have in hand; calls are finished. What has not ended when ctx does is
+// cut off.
 func (s *Server) Shutdown(ctx context.Context) {
 	s.health.Shutdown()
+	end, bounded := ctx.Deadline()
+	if !bounded {
+		end = time.Now().Add(drainTime)
+	}
+	s.drains.end = end.Add(-drainMargin)
 	s.drain()
 	stopped := make(chan struct{})
 	go func() {
@@ -116,6 +138,30 @@ func (s *Server) Shutdown(ctx context.Context) {
 		s.grpc.Stop()
 		<-stopped
 	}
+}
+
+// drains says when streams of workers are to be drained.
+type drains struct {
+	draining context.Context // ends when the server shuts down
+	end      time.Time       // by when it has; set before draining ends
+}
+
+// connectionStart notes in a connection's context when it was made.
+type connectionStart struct{}
+
+func (connectionStart) TagConn(ctx context.Context, _ *stats.ConnTagInfo) context.Context {
+	return context.WithValue(ctx, connectionStart{}, time.Now())
+}
+func (connectionStart) HandleConn(context.Context, stats.ConnStats)                     {}
+func (connectionStart) TagRPC(ctx context.Context, _ *stats.RPCTagInfo) context.Context { return ctx }
+func (connectionStart) HandleRPC(context.Context, stats.RPCStats)                       {}
+
+// connectionAgeOf is how old the connection of a call is.
+func connectionAgeOf(ctx context.Context) time.Duration {
+	if start, ok := ctx.Value(connectionStart{}).(time.Time); ok {
+		return time.Since(start)
+	}
+	return 0
 }
 
 // untilDraining returns a context for a stream, which also ends, with the cause

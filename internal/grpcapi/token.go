@@ -18,6 +18,8 @@ const (
 
 	inboxPageToken  tokenKind = 4 // the sequence below which to go on
 	parkedPageToken tokenKind = 5 // how many parked events are left, the longest parked ones
+
+	deadLetterPageToken tokenKind = 6 // the sequence of the last one
 )
 
 var (

@@ -157,7 +157,10 @@ func (w *watcher) sendEvents(ctx context.Context) error {
 	}
 	for _, record := range records {
 		w.after = record.Sequence
-		if !matchesRecord(w.filter, record) {
+		switch matches, err := record.Matches(w.filter); {
+		case err != nil:
+			return err
+		case !matches:
 			continue
 		}
 		event, err := record.Event()

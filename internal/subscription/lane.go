@@ -1,0 +1,178 @@
+package subscription
+
+import (
+	"cmp"
+	"container/heap"
+	"slices"
+	"time"
+
+	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
+	"github.com/ordergate/ordergate/internal/eventlog"
+)
+
+// lane is what is known of one order that has events which are not done with.
+// It holds no more than one event: the log has them all.
+//
+// The events of an order that a subscription has looked at are done, but for the
+// head and those behind it, and the dead letters.
+type lane struct {
+	order   string
+	head    *item    // the oldest event that is not done with; nil: none
+	next    uint64   // the one behind the head; 0: none, or not known
+	more    bool     // there may be others behind next, or behind the head when that is 0
+	arrived bool     // an event arrived since the log was last asked what is behind the head
+	letters []letter // dead letters, by sequence
+
+	state  laneState
+	index  int       // in the heap that the state goes with
+	listed bool      // in the queue's list of unread lanes
+	due    time.Time // when the lease or the delay ends
+	lease  uint64    // the newest delivery of the target in this life; 0: none
+	worker *Worker   // who has the target, while it is leased
+
+	// Of the target: its sequence, and, since it was read, its size in bytes, its
+	// kind and its id. The event itself while the lane is ready, or assigned and
+	// not sent.
+	current uint64
+	size    int
+	kind    ordergatev1.OrderEventKind
+	eventID string
+	event   *eventlog.OrderRecord
+
+	held    bool // a record of the lane is, or is to be, in the bucket
+	covered bool // that record is on disk, and tells of the head
+	dirty   bool // the record is to be written
+	fresh   bool // it tells of dead letters that the one before did not
+}
+
+// laneState is where a lane's target is.
+type laneState int
+
+const (
+	laneIdle    laneState = iota // there is no target
+	laneUnread                   // its event must be read, or is being read
+	laneReady                    // it waits for a worker
+	laneLeased                   // a worker has it, until due
+	laneDelayed                  // it waits for another attempt, until due
+)
+
+// item is an event that is not done with.
+type item struct {
+	sequence uint64
+	stored   time.Time // when the event was stored; zero: not known yet
+	attempts int
+	retry    time.Time // when it may be delivered again, after a nack; zero: at once
+}
+
+// letter is an event that became a dead letter.
+type letter struct {
+	item
+	eventID  string
+	kind     ordergatev1.OrderEventKind
+	reason   ordergatev1.DeadLetterReason
+	detail   string
+	died     time.Time
+	epoch    uint64 // in which it died
+	blocks   bool   // the head waits for it
+	redriven bool   // it is to be delivered again
+}
+
+// choose returns what the lane is to deliver next: the head, or a redriven letter,
+// whichever is older; nil when there is nothing, for now.
+func (l *lane) choose() *item {
+	var redriven *item
+	blocked := false
+	for i := range l.letters {
+		switch letter := &l.letters[i]; {
+		case letter.redriven && redriven == nil:
+			redriven = &letter.item
+		case !letter.redriven && letter.blocks:
+			blocked = true
+		}
+	}
+	if l.head == nil || blocked || redriven != nil && redriven.sequence <= l.head.sequence {
+		return redriven
+	}
+	return l.head
+}
+
+// target is what the lane is about to deliver, or has delivered.
+func (l *lane) target() *item {
+	if i := l.letter(l.current); i >= 0 && l.letters[i].redriven {
+		return &l.letters[i].item
+	}
+	return l.head
+}
+
+// letter returns the index of the dead letter with a sequence, -1 when there is
+// none.
+func (l *lane) letter(sequence uint64) int {
+	return slices.IndexFunc(l.letters, func(letter letter) bool { return letter.sequence == sequence })
+}
+
+// redriving reports whether the target is a redriven letter.
+func (l *lane) redriving() bool { return l.target() != l.head }
+
+// put adds a letter, in the order of the sequences.
+func (l *lane) put(added letter) {
+	at, found := slices.BinarySearchFunc(l.letters, added.sequence, func(letter letter, sequence uint64) int {
+		return cmp.Compare(letter.sequence, sequence)
+	})
+	if found {
+		l.letters[at] = added
+		return
+	}
+	l.letters = slices.Insert(l.letters, at, added)
+}
+
+// laneHeap is a heap of lanes that know their place in it. A lane is in one of
+// them at most.
+type laneHeap struct {
+	lanes []*lane
+	less  func(a, b *lane) bool
+}
+
+// byTarget orders lanes by what they deliver, the oldest event first.
+func byTarget() laneHeap {
+	return laneHeap{less: func(a, b *lane) bool { return a.current < b.current }}
+}
+
+// byDue orders lanes by when something is to be done, the earliest first.
+func byDue() laneHeap {
+	return laneHeap{less: func(a, b *lane) bool { return a.due.Before(b.due) }}
+}
+
+func (h *laneHeap) Len() int           { return len(h.lanes) }
+func (h *laneHeap) Less(i, j int) bool { return h.less(h.lanes[i], h.lanes[j]) }
+func (h *laneHeap) Swap(i, j int) {
+	h.lanes[i], h.lanes[j] = h.lanes[j], h.lanes[i]
+	h.lanes[i].index, h.lanes[j].index = i, j
+}
+
+// Push is for package heap; add is for the others.
+func (h *laneHeap) Push(x any) {
+	l := x.(*lane)
+	l.index = len(h.lanes)
+	h.lanes = append(h.lanes, l)
+}
+
+// Pop is for package heap; remove is for the others.
+func (h *laneHeap) Pop() any {
+	last := len(h.lanes) - 1
+	l := h.lanes[last]
+	h.lanes[last] = nil
+	h.lanes = h.lanes[:last]
+	return l
+}
+
+func (h *laneHeap) add(l *lane)    { heap.Push(h, l) }
+func (h *laneHeap) remove(l *lane) { heap.Remove(h, l.index) }
+func (h *laneHeap) moved(l *lane)  { heap.Fix(h, l.index) }
+
+// first returns the lane on top, nil when there is none.
+func (h *laneHeap) first() *lane {
+	if len(h.lanes) == 0 {
+		return nil
+	}
+	return h.lanes[0]
+}

@@ -1,0 +1,369 @@
+// Package subscription keeps durable subscriptions to order events: which events
+// of the log a subscription's workers are done with, and who has which of the
+// others.
+//
+// It promises:
+//
+//   - Every event that the filter selects is delivered until it is acknowledged,
+//     skipped, or made a dead letter, whatever ends in between.
+//   - The events of one order are delivered in their order, one at a time: the
+//     next one when the one before is settled. An order that is held back, by a
+//     delay or a dead letter, holds back no other.
+//   - A settlement that was answered OK survives a kill of the gateway: it was
+//     written to the log. A power cut may undo the last moments of it, and then
+//     events are delivered again, each order from its earliest one on.
+//   - No event is copied. What is kept of a subscription is its position, the
+//     oldest event that is not done with of each order that is out, and a record
+//     for each order that is held back. Events are read again when they are
+//     delivered again.
+//
+// A queue decides; a Subscription has it decide, reads for it and stores for it;
+// the Manager has the subscriptions.
+package subscription
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nuid"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
+	"github.com/ordergate/ordergate/internal/eventlog"
+)
+
+// What can go wrong, for errors.Is.
+var (
+	// ErrNotFound means that there is no such subscription, or no longer.
+	ErrNotFound = errors.New("there is no such subscription")
+	// ErrExists means that there is a subscription of that name.
+	ErrExists = errors.New("there is a subscription of that name")
+	// ErrTooMany means that there are as many subscriptions as there may be.
+	ErrTooMany = errors.New("there are too many subscriptions")
+	// ErrBusy means that a subscription has as many workers as it may have.
+	ErrBusy = errors.New("the subscription has too many workers")
+	// ErrClosed means that the gateway is ending.
+	ErrClosed = errors.New("subscriptions are closed")
+	// ErrNoDeadLetter means that an event is not a dead letter.
+	ErrNoDeadLetter = errors.New("it is not a dead letter")
+)
+
+const (
+	// maxSubscriptions is how many there may be.
+	maxSubscriptions = 10_000
+	// loadReads is how many events are read at once when a subscription is loaded.
+	loadReads = 8
+
+	defaultAckDeadline = 30 * time.Second
+	defaultMaxAttempts = 20
+	defaultMinBackoff  = time.Second
+	defaultMaxBackoff  = 10 * time.Minute
+)
+
+// Manager has the subscriptions of a log. Its methods may be called from many
+// goroutines.
+type Manager struct {
+	log    *eventlog.Log
+	logger *slog.Logger
+	life   uint64
+
+	mu     sync.Mutex // held while a subscription is loaded, made, changed or removed
+	loaded map[string]*Subscription
+	closed bool
+}
+
+// New returns the manager of a log's subscriptions. Each is loaded when it is
+// first asked for.
+func New(log *eventlog.Log, logger *slog.Logger) *Manager {
+	return &Manager{log: log, logger: logger, life: rand.Uint64(), loaded: map[string]*Subscription{}}
+}
+
+// Close ends every subscription, and stores what was settled.
+func (m *Manager) Close() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.closed = true
+	var ending errgroup.Group
+	ending.SetLimit(loadReads)
+	for _, s := range m.loaded {
+		ending.Go(func() error { s.end(ErrClosed); return nil })
+	}
+	_ = ending.Wait() // it has no errors
+}
+
+// storedSubscription is what is kept of a subscription's settings.
+type storedSubscription struct {
+	UID      string          `json:"uid"` // of everything else that is kept of it
+	Settings json.RawMessage `json:"settings"`
+}
+
+func (m *Manager) settings() eventlog.Bucket { return m.log.Bucket(eventlog.Subscriptions) }
+
+// Create makes a subscription that begins behind a sequence of the log. Its
+// settings must be valid; those that are not set get their defaults.
+func (m *Manager) Create(ctx context.Context, settings *ordergatev1.Subscription, after uint64) (*Subscription, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	names, err := m.settings().Keys(ctx)
+	switch {
+	case err != nil:
+		return nil, err
+	case slices.Contains(names, settings.GetName()):
+		return nil, fmt.Errorf("%w: %s", ErrExists, settings.GetName())
+	case len(names) >= maxSubscriptions:
+		return nil, ErrTooMany
+	}
+	settings = withDefaults(settings)
+	settings.CreateTime = timestamppb.Now()
+	uid := nuid.Next()
+	begin := place{epoch: 1, position: after}
+	if err := m.log.Bucket(eventlog.Places).Put(ctx, uid, begin.encode()); err != nil {
+		return nil, err
+	}
+	if err := m.put(ctx, uid, settings); err != nil {
+		return nil, err
+	}
+	return m.load(ctx, settings.GetName())
+}
+
+// put stores settings, and returns when they are on disk.
+func (m *Manager) put(ctx context.Context, uid string, settings *ordergatev1.Subscription) error {
+	text, err := protojson.Marshal(settings)
+	if err != nil {
+		return fmt.Errorf("encode the settings of a subscription: %w", err)
+	}
+	value, err := json.Marshal(storedSubscription{uid, text})
+	if err != nil {
+		return fmt.Errorf("encode the settings of a subscription: %w", err)
+	}
+	if err := m.settings().Put(ctx, settings.GetName(), value); err != nil {
+		return err
+	}
+	return m.log.Flush(ctx)
+}
+
+// withDefaults returns settings in which everything has a value.
+func withDefaults(settings *ordergatev1.Subscription) *ordergatev1.Subscription {
+	settings = proto.CloneOf(settings)
+	settings.Stats = nil
+	if settings.AckDeadline == nil {
+		settings.AckDeadline = durationpb.New(defaultAckDeadline)
+	}
+	if settings.MaxAttempts == 0 {
+		settings.MaxAttempts = defaultMaxAttempts
+	}
+	if settings.MinBackoff == nil {
+		settings.MinBackoff = durationpb.New(min(defaultMinBackoff, longest(settings, defaultMinBackoff)))
+	}
+	if settings.MaxBackoff == nil {
+		settings.MaxBackoff = durationpb.New(max(defaultMaxBackoff, settings.MinBackoff.AsDuration()))
+	}
+	if settings.DeadLetterPolicy == ordergatev1.DeadLetterPolicy_DEAD_LETTER_POLICY_UNSPECIFIED {
+		settings.DeadLetterPolicy = ordergatev1.DeadLetterPolicy_DEAD_LETTER_POLICY_BLOCK
+	}
+	return settings
+}
+
+// longest is the longest backoff, if it is set.
+func longest(settings *ordergatev1.Subscription, otherwise time.Duration) time.Duration {
+	if settings.MaxBackoff == nil {
+		return otherwise
+	}
+	return settings.MaxBackoff.AsDuration()
+}
+
+// Open returns a subscription. ErrNotFound when there is none of that name.
+func (m *Manager) Open(ctx context.Context, name string) (*Subscription, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.load(ctx, name)
+}
+
+// List returns the names of all subscriptions, sorted.
+func (m *Manager) List(ctx context.Context) ([]string, error) {
+	names, err := m.settings().Keys(ctx)
+	slices.SortFunc(names, strings.Compare)
+	return names, err
+}
+
+// Update changes settings. What change returns must be valid.
+func (m *Manager) Update(ctx context.Context, name string, change func(*ordergatev1.Subscription) (*ordergatev1.Subscription, error)) (*Subscription, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s, err := m.load(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	settings, err := change(proto.CloneOf(s.Settings()))
+	if err != nil {
+		return nil, err
+	}
+	settings = withDefaults(settings)
+	if err := m.put(ctx, s.uid, settings); err != nil {
+		return nil, err
+	}
+	s.update(func(q *queue, _ time.Time) { q.settings = settings })
+	return s, nil
+}
+
+// Delete removes a subscription.
+func (m *Manager) Delete(ctx context.Context, name string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s, err := m.load(ctx, name)
+	if err != nil {
+		return err
+	}
+	if err := m.settings().Delete(ctx, name); err != nil {
+		return err
+	}
+	delete(m.loaded, name)
+	s.end(fmt.Errorf("%w: it was deleted", ErrNotFound))
+	// Without its settings, nothing finds the rest.
+	if err := m.log.Bucket(eventlog.Places).Delete(ctx, s.uid); err != nil {
+		return err
+	}
+	if err := m.log.Bucket(eventlog.HeldOrders).DeleteUnder(ctx, s.uid); err != nil {
+		return err
+	}
+	return m.log.Flush(ctx)
+}
+
+// load returns a subscription, from what is stored unless it is loaded.
+func (m *Manager) load(ctx context.Context, name string) (*Subscription, error) {
+	if m.closed {
+		return nil, ErrClosed
+	}
+	if s := m.loaded[name]; s != nil {
+		return s, nil
+	}
+	value, err := m.settings().Get(ctx, name)
+	if errors.Is(err, eventlog.ErrNotFound) {
+		return nil, fmt.Errorf("%w: %s", ErrNotFound, name)
+	}
+	if err != nil {
+		return nil, err
+	}
+	var stored storedSubscription
+	settings := &ordergatev1.Subscription{}
+	if err := json.Unmarshal(value, &stored); err != nil {
+		return nil, fmt.Errorf("read the settings of the subscription %s: %w", name, err)
+	}
+	if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(stored.Settings, settings); err != nil {
+		return nil, fmt.Errorf("read the settings of the subscription %s: %w", name, err)
+	}
+	s := &Subscription{
+		name: name, uid: stored.UID, log: m.log, logger: m.logger.With("subscription", name),
+		wakeRead: make(chan struct{}, 1), wakeStore: make(chan struct{}, 1), ended: make(chan struct{}),
+		q: newQueue(stored.UID, settings, m.life),
+	}
+	if err := s.restore(ctx); err != nil {
+		return nil, fmt.Errorf("load the subscription %s: %w", name, err)
+	}
+	s.timer = time.AfterFunc(time.Hour, func() { s.update(func(*queue, time.Time) {}) })
+	s.run()
+	m.loaded[name] = s
+	return s, nil
+}
+
+// restore makes the queue what was stored of it.
+func (s *Subscription) restore(ctx context.Context) error {
+	value, err := s.log.Bucket(eventlog.Places).Get(ctx, s.uid)
+	if err != nil {
+		return err
+	}
+	stored, err := decodePlace(value)
+	if err != nil {
+		return err
+	}
+	q := s.q
+	q.epoch, q.position = stored.epoch, stored.position
+	if durable, _ := s.log.Frontier(); q.position > durable {
+		s.logger.Error("the subscription is ahead of the log: was the data directory put together of two? It goes on at the log's end",
+			"position", q.position, "log", durable)
+		q.position = durable
+	}
+	s.saved = q.position
+	err = s.log.Bucket(eventlog.HeldOrders).Entries(ctx, s.uid+".>", func(key string, value []byte) error {
+		var record heldOrder
+		if err := json.Unmarshal(value, &record); err != nil {
+			return fmt.Errorf("read what is held at %s: %w", key, err)
+		}
+		order := strings.TrimPrefix(key, s.uid+".")
+		q.lanes[order] = record.restore(order, q.epoch)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if err := s.restoreHeads(ctx, stored.heads); err != nil {
+		return err
+	}
+	now := time.Now()
+	for _, l := range q.lanes {
+		if l.head == nil && len(l.letters) == 0 {
+			q.gone[l.order] = true // the record was forgotten
+		}
+		q.place(l, now)
+	}
+	return nil
+}
+
+// restoreHeads finds the orders of events that were not done with, and what is
+// behind them.
+func (s *Subscription) restoreHeads(ctx context.Context, heads []head) error {
+	var mu sync.Mutex
+	reading, ctx := errgroup.WithContext(ctx)
+	reading.SetLimit(loadReads)
+	for _, h := range heads {
+		reading.Go(func() error {
+			records, _, err := s.log.ReadOrders(ctx, h.sequence-1, 1)
+			if err != nil && !errors.Is(err, eventlog.ErrExpired) {
+				return err
+			}
+			if err != nil || len(records) == 0 || records[0].Sequence != h.sequence {
+				s.logger.Error("an event that was not acknowledged is no longer kept: it is left out", "sequence", h.sequence)
+				return nil
+			}
+			order := records[0].OrderID
+			_, next, _, err := s.lookUp(ctx, order, h.sequence, true)
+			if err != nil {
+				return err
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			s.q.restoreHead(order, h, next, records[0].Time)
+			return nil
+		})
+	}
+	return reading.Wait()
+}
+
+// restoreHead puts the head of an order back, and what is behind it.
+func (q *queue) restoreHead(order string, h head, next uint64, stored time.Time) {
+	l := q.lanes[order]
+	if l == nil {
+		l = &lane{order: order}
+		q.lanes[order] = l
+	}
+	if l.head != nil && l.head.sequence <= h.sequence {
+		return // its record tells more
+	}
+	l.head, l.next, l.more, l.covered = &item{sequence: h.sequence, stored: stored, attempts: int(h.attempts)}, next, next != 0, false
+	q.loose[l] = true
+	if i := l.letter(h.sequence); i >= 0 && l.letters[i].epoch == q.epoch {
+		l.advance() // it died just before the gateway did
+	}
+}

@@ -1,0 +1,547 @@
+package subscription
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
+	"github.com/ordergate/ordergate/internal/eventlog"
+)
+
+const (
+	// maxLanes is how many orders a subscription may have held back before it
+	// looks at no further events.
+	maxLanes = 100_000
+	// maxUnsent is how many deliveries wait for a worker's stream at most: one
+	// that does not read gets no more.
+	maxUnsent = 64
+)
+
+// The results of settling a delivery.
+const (
+	ok        = ordergatev1.DeliveryResultCode_DELIVERY_RESULT_CODE_OK
+	expired   = ordergatev1.DeliveryResultCode_DELIVERY_RESULT_CODE_EXPIRED
+	stale     = ordergatev1.DeliveryResultCode_DELIVERY_RESULT_CODE_STALE_ATTEMPT
+	unknown   = ordergatev1.DeliveryResultCode_DELIVERY_RESULT_CODE_UNKNOWN
+	retryable = ordergatev1.DeliveryResultCode_DELIVERY_RESULT_CODE_RETRYABLE
+)
+
+// queue is what a subscription has looked at and is not done with, and who works
+// on it. It does no I/O and has no clock, and is guarded by its Subscription.
+type queue struct {
+	uid      string
+	settings *ordergatev1.Subscription
+	life     uint64 // of the gateway
+	leases   uint64 // deliveries made in this life
+	turn     uint64 // assignments made in this life
+
+	epoch    uint64
+	position uint64           // every event up to here was looked at
+	lanes    map[string]*lane // of the orders that are not done with, by their ids
+	loose    map[*lane]bool   // those of which no record on disk tells all
+
+	unread []*lane // lanes whose targets are to be read, oldest first
+	ready  laneHeap
+	timed  laneHeap // leased and delayed lanes
+
+	workers []*Worker
+	clients map[string]*client
+
+	changed bool            // something is to be stored
+	seeked  bool            // the epoch began after the last store
+	gone    map[string]bool // orders whose records are to be removed
+}
+
+// client is one or more workers that share a window.
+type client struct {
+	id        string // as the worker gave it
+	key       string // in the queue's map
+	workers   int
+	events    int // leased
+	bytes     int64
+	maxEvents int
+	maxBytes  int64
+}
+
+func newQueue(uid string, settings *ordergatev1.Subscription, life uint64) *queue {
+	return &queue{
+		uid: uid, settings: settings, life: life, epoch: 1,
+		lanes: map[string]*lane{}, loose: map[*lane]bool{}, clients: map[string]*client{}, gone: map[string]bool{},
+		ready: byTarget(), timed: byDue(),
+	}
+}
+
+// arrive takes the next event of the log into account. wanted says whether the
+// filter selects it.
+func (q *queue) arrive(record *eventlog.OrderRecord, wanted bool, now time.Time) {
+	q.position = record.Sequence
+	if !wanted {
+		return
+	}
+	l := q.lanes[record.OrderID]
+	if l == nil {
+		l = &lane{order: record.OrderID}
+		q.lanes[l.order] = l
+		q.loose[l] = true
+	}
+	switch {
+	case l.head == nil:
+		if i := l.letter(record.Sequence); i >= 0 && l.letters[i].epoch == q.epoch {
+			return // it died before the gateway did
+		}
+		l.head = &item{sequence: record.Sequence, stored: record.Time}
+		q.note(l)
+		if l.state == laneIdle {
+			q.place(l, now)
+			if l.state == laneUnread && l.current == record.Sequence {
+				q.read(l, record, now)
+			}
+		}
+	case record.Sequence <= l.head.sequence: // the record of the lane tells more
+	case l.next == 0 && !l.more:
+		l.next = record.Sequence
+	default:
+		l.more = true
+	}
+	l.arrived = true
+}
+
+// read gives an unread lane the event of its target.
+func (q *queue) read(l *lane, record *eventlog.OrderRecord, now time.Time) {
+	l.event, l.size, l.kind, l.eventID = record, record.Size(), record.Kind, record.EventID()
+	l.target().stored = record.Time
+	q.place(l, now)
+}
+
+// place puts a lane that is nowhere where its target belongs.
+func (q *queue) place(l *lane, now time.Time) {
+	target := l.choose()
+	if target == nil || l.event != nil && l.event.Sequence != target.sequence {
+		l.event = nil
+	}
+	switch {
+	case target == nil:
+		l.state, l.current = laneIdle, 0
+		if l.head == nil && len(l.letters) == 0 {
+			delete(q.lanes, l.order)
+			delete(q.loose, l)
+		}
+		return
+	case target.retry.After(now):
+		l.state, l.due = laneDelayed, target.retry
+	case l.event != nil:
+		l.state = laneReady
+	default:
+		l.state = laneUnread
+	}
+	if l.current != target.sequence {
+		l.current, l.lease = target.sequence, 0
+	}
+	switch l.state {
+	case laneDelayed:
+		l.event = nil
+		q.timed.add(l)
+	case laneReady:
+		q.ready.add(l)
+	case laneUnread:
+		if !l.listed {
+			l.listed = true
+			q.unread = append(q.unread, l)
+		}
+	}
+}
+
+// lift takes a lane from where it is, and from the worker that has it.
+func (q *queue) lift(l *lane) {
+	switch l.state {
+	case laneReady:
+		q.ready.remove(l)
+	case laneLeased:
+		q.timed.remove(l)
+		q.release(l)
+	case laneDelayed:
+		q.timed.remove(l)
+	}
+	l.state = laneIdle
+}
+
+// release takes a leased lane's target from its worker.
+func (q *queue) release(l *lane) {
+	w := l.worker
+	l.worker = nil
+	delete(w.leased, l)
+	if l.event != nil {
+		w.unsent = slices.DeleteFunc(w.unsent, func(other *lane) bool { return other == l })
+	}
+	w.client.events--
+	w.client.bytes -= int64(l.size)
+	q.forget(w.client)
+	if w.stopped && len(w.leased) == 0 {
+		w.wake()
+	}
+}
+
+// forget drops a client that nothing is left of.
+func (q *queue) forget(c *client) {
+	if c.workers == 0 && c.events == 0 {
+		delete(q.clients, c.key)
+	}
+}
+
+// touch notes that something was settled, which is to be stored.
+func (q *queue) touch(l *lane) {
+	q.changed = true
+	q.note(l)
+}
+
+// note keeps up whether a lane has a record, and whether that is right.
+func (q *queue) note(l *lane) {
+	if len(l.letters) > 0 || l.head != nil && (l.held || !l.head.retry.IsZero()) {
+		l.held, l.dirty = true, true
+		q.loose[l] = true
+		delete(q.gone, l.order)
+		return
+	}
+	if l.held {
+		l.held, l.covered, l.dirty = false, false, false
+		q.loose[l] = true
+		q.gone[l.order] = true
+	}
+}
+
+// finish ends what there is to do about the event of a lane's sequence.
+func (q *queue) finish(l *lane, sequence uint64, now time.Time) {
+	q.lift(l)
+	if i := l.letter(sequence); i >= 0 {
+		l.letters = slices.Delete(l.letters, i, i+1)
+	}
+	if l.head != nil && l.head.sequence == sequence {
+		l.advance()
+	}
+	q.touch(l)
+	q.place(l, now)
+}
+
+// advance makes the event behind the head the head.
+func (l *lane) advance() {
+	l.head = nil
+	if l.next != 0 {
+		l.head = &item{sequence: l.next}
+	}
+	l.next = 0
+}
+
+// kill makes the target of a lane a dead letter.
+func (q *queue) kill(l *lane, reason ordergatev1.DeadLetterReason, detail string, now time.Time) {
+	target := *l.target()
+	q.lift(l)
+	target.retry = time.Time{}
+	if l.head != nil && l.head.sequence == target.sequence {
+		l.advance()
+	}
+	l.put(letter{
+		item: target, eventID: l.eventID, kind: l.kind, reason: reason, detail: detail, died: now, epoch: q.epoch,
+		blocks: q.settings.GetDeadLetterPolicy() != ordergatev1.DeadLetterPolicy_DEAD_LETTER_POLICY_SKIP,
+	})
+	l.fresh = true
+	q.touch(l)
+	q.place(l, now)
+}
+
+// giveBack ends a lease whose event was not settled.
+func (q *queue) giveBack(l *lane, why string, now time.Time) {
+	if sent := l.event == nil; sent && l.target().attempts >= int(q.settings.GetMaxAttempts()) {
+		q.kill(l, ordergatev1.DeadLetterReason_DEAD_LETTER_REASON_ATTEMPTS_EXHAUSTED, why, now)
+		return
+	}
+	q.lift(l)
+	q.place(l, now)
+}
+
+// tick ends the leases and delays that are over. It returns when to come again;
+// zero: not before something changes.
+func (q *queue) tick(now time.Time) (next time.Time) {
+	for {
+		l := q.timed.first()
+		switch {
+		case l == nil:
+			return time.Time{}
+		case l.due.After(now):
+			return l.due
+		case l.state == laneLeased:
+			q.giveBack(l, "its last lease ran out", now)
+		default:
+			q.lift(l)
+			q.place(l, now)
+		}
+	}
+}
+
+// dispatch assigns ready events to workers that have room, the oldest first.
+func (q *queue) dispatch(now time.Time) {
+	for l := q.ready.first(); l != nil; l = q.ready.first() {
+		w := q.pick(int64(l.size))
+		if w == nil {
+			return
+		}
+		q.ready.remove(l)
+		l.state, l.worker, l.due = laneLeased, w, now.Add(w.ackDeadline)
+		q.timed.add(l)
+		w.leased[l] = struct{}{}
+		w.unsent = append(w.unsent, l)
+		w.client.events++
+		w.client.bytes += int64(l.size)
+		w.served++
+		w.servedBytes += int64(l.size)
+		q.turn++
+		w.turn = q.turn
+		w.wake()
+	}
+}
+
+// pick returns the worker that gets an event of a size: of those with room, the
+// one whose client has the least in hand; nil when there is none.
+func (q *queue) pick(size int64) *Worker {
+	var best *Worker
+	for _, w := range q.workers {
+		if !w.room(size) {
+			continue
+		}
+		if best == nil || w.client.events < best.client.events || w.client.events == best.client.events && w.turn < best.turn {
+			best = w
+		}
+	}
+	return best
+}
+
+// room reports whether a worker can be given an event of a size.
+func (w *Worker) room(size int64) bool {
+	c := w.client
+	return !w.stopped && len(w.unsent) < max(maxUnsent, w.limit) &&
+		(w.limit == 0 || w.served == 0 || w.served < w.limit && w.servedBytes+size <= w.limitBytes) &&
+		c.events < c.maxEvents && (c.events == 0 || c.bytes+size <= c.maxBytes)
+}
+
+// demand is how many events the workers could be given beyond those that are
+// ready.
+func (q *queue) demand() int {
+	room := 0
+	seen := map[*client]bool{}
+	for _, w := range q.workers {
+		switch {
+		case !w.room(0):
+		case w.limit > 0:
+			room += w.limit - w.served
+		case !seen[w.client]:
+			seen[w.client] = true
+			room += w.client.maxEvents - w.client.events
+		}
+	}
+	return room - q.ready.Len()
+}
+
+// take hands a worker's stream what was assigned to it. Now the leases begin.
+func (q *queue) take(w *Worker, now time.Time) []Delivery {
+	var deliveries []Delivery
+	for _, l := range w.unsent {
+		target := l.target()
+		target.attempts++
+		q.leases++
+		l.lease, l.due = q.leases, now.Add(w.ackDeadline)
+		q.timed.moved(l)
+		id := deliveryID{q.epoch, l.current, q.life, l.lease, l.order}
+		deliveries = append(deliveries, Delivery{
+			ID: id.encode(q.uid), Record: l.event, Attempt: target.attempts, LeaseEnd: l.due, Redriven: l.redriving(),
+		})
+		l.event = nil
+	}
+	w.unsent = nil
+	return deliveries
+}
+
+// attach adds a worker.
+func (q *queue) attach(w *Worker, clientID string, maxEvents int, maxBytes int64) {
+	key := "id:" + clientID
+	if clientID == "" {
+		q.leases++
+		key = fmt.Sprintf("stream:%d", q.leases)
+	}
+	c := q.clients[key]
+	if c == nil {
+		c = &client{id: clientID, key: key, maxEvents: maxEvents, maxBytes: maxBytes}
+		q.clients[key] = c
+	}
+	if w.limit == 0 {
+		c.maxEvents, c.maxBytes = maxEvents, maxBytes
+	}
+	c.workers++
+	w.client, w.leased = c, map[*lane]struct{}{}
+	q.workers = append(q.workers, w)
+}
+
+// stop gives a worker nothing more; what was assigned and not sent goes back.
+func (q *queue) stop(w *Worker, now time.Time) {
+	w.stopped = true
+	for _, l := range slices.Clone(w.unsent) {
+		q.giveBack(l, "", now)
+	}
+	w.wake()
+}
+
+// detach ends a worker. A stream's leases go back.
+func (q *queue) detach(w *Worker, now time.Time) {
+	q.stop(w, now)
+	q.workers = slices.DeleteFunc(q.workers, func(other *Worker) bool { return other == w })
+	w.client.workers--
+	if w.limit == 0 {
+		for l := range maps.Clone(w.leased) {
+			q.giveBack(l, "the worker's stream ended", now)
+		}
+	}
+	q.forget(w.client)
+}
+
+// found is what a delivery id stands for.
+type found struct {
+	lane     *lane
+	sequence uint64
+	code     ordergatev1.DeliveryResultCode // ok: the delivery can be settled, or, without a lane, was
+}
+
+// find looks a delivery up.
+func (q *queue) find(text string) found {
+	id, valid := decodeDeliveryID(text, q.uid)
+	if !valid || id.epoch != q.epoch || id.sequence > q.position {
+		return found{code: unknown}
+	}
+	l := q.lanes[id.order]
+	if l == nil {
+		return found{code: ok}
+	}
+	if l.current != id.sequence || l.state == laneIdle {
+		switch i := l.letter(id.sequence); {
+		case i >= 0:
+			return found{code: expired} // it is a dead letter
+		case l.head != nil && id.sequence >= l.head.sequence:
+			return found{code: unknown} // it is delivered later
+		}
+		return found{code: ok}
+	}
+	newest := id.life == q.life && id.lease == l.lease
+	switch {
+	case l.state == laneLeased && l.event == nil && !newest:
+		return found{code: stale}
+	case l.state == laneDelayed:
+		return found{code: expired}
+	case id.life == q.life && !newest:
+		return found{code: stale}
+	}
+	return found{lane: l, sequence: id.sequence, code: ok}
+}
+
+// leased reports whether the worker of a delivery still has it.
+func (f found) leased() bool {
+	return f.lane != nil && f.lane.state == laneLeased && f.lane.event == nil
+}
+
+// ack settles a delivery that is done with.
+func (q *queue) ack(text string, now time.Time) ordergatev1.DeliveryResultCode {
+	f := q.find(text)
+	if f.lane == nil {
+		return f.code
+	}
+	l := f.lane
+	if l.head != nil && l.head.sequence == f.sequence && l.next == 0 && l.more {
+		return retryable // what is behind it is being read
+	}
+	q.finish(l, f.sequence, now)
+	return ok
+}
+
+// nack settles a delivery that failed.
+func (q *queue) nack(nack *ordergatev1.Nack, now time.Time) ordergatev1.DeliveryResultCode {
+	f := q.find(nack.GetDeliveryId())
+	switch {
+	case f.lane == nil && f.code == ok:
+		return expired // it was settled otherwise
+	case f.lane == nil:
+		return f.code
+	case !f.leased():
+		return expired
+	}
+	l, target := f.lane, f.lane.target()
+	switch {
+	case nack.GetAction() == ordergatev1.NackAction_NACK_ACTION_SKIP:
+		q.finish(l, f.sequence, now)
+	case nack.GetAction() == ordergatev1.NackAction_NACK_ACTION_DEAD_LETTER:
+		q.kill(l, ordergatev1.DeadLetterReason_DEAD_LETTER_REASON_SUBSCRIBER_REJECTED, nack.GetReason(), now)
+	case target.attempts >= int(q.settings.GetMaxAttempts()):
+		q.kill(l, ordergatev1.DeadLetterReason_DEAD_LETTER_REASON_ATTEMPTS_EXHAUSTED, nack.GetReason(), now)
+	default:
+		delay := q.backoff(target.attempts)
+		if nack.GetDelay() != nil {
+			delay = nack.GetDelay().AsDuration()
+		}
+		q.lift(l)
+		target.retry = time.Time{}
+		if delay > 0 {
+			target.retry = now.Add(delay)
+		}
+		q.touch(l)
+		q.place(l, now)
+	}
+	return ok
+}
+
+// backoff is how long an event waits after a number of attempts.
+func (q *queue) backoff(attempts int) time.Duration {
+	delay, longest := q.settings.GetMinBackoff().AsDuration(), q.settings.GetMaxBackoff().AsDuration()
+	for range attempts - 1 {
+		if delay *= 2; delay >= longest {
+			break
+		}
+	}
+	return min(delay, longest)
+}
+
+// extend moves the end of a lease; 0 ends it now.
+func (q *queue) extend(text string, by time.Duration, now time.Time) (ordergatev1.DeliveryResultCode, time.Time) {
+	f := q.find(text)
+	switch {
+	case f.lane == nil && f.code == ok, f.lane != nil && !f.leased():
+		return expired, time.Time{}
+	case f.lane == nil:
+		return f.code, time.Time{}
+	case by == 0:
+		q.giveBack(f.lane, "the worker gave it back", now)
+		return ok, now
+	}
+	f.lane.due = now.Add(by)
+	q.timed.moved(f.lane)
+	return ok, f.lane.due
+}
+
+// fault makes a delivery that cannot be sent a dead letter.
+func (q *queue) fault(text, detail string, now time.Time) {
+	if f := q.find(text); f.leased() {
+		q.kill(f.lane, ordergatev1.DeadLetterReason_DEAD_LETTER_REASON_GATEWAY_FAULT, detail, now)
+	}
+}
+
+// seek begins anew behind a position. Dead letters stay, and block nothing.
+func (q *queue) seek(position uint64, now time.Time) {
+	q.epoch++
+	q.position = position
+	q.changed, q.seeked = true, true
+	for _, l := range slices.Collect(maps.Values(q.lanes)) {
+		q.lift(l)
+		l.head, l.next, l.more, l.event = nil, 0, false, nil
+		for i := range l.letters {
+			l.letters[i].blocks = false
+		}
+		q.touch(l)
+		q.place(l, now)
+	}
+}

@@ -1,0 +1,641 @@
+package subscription
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
+	"github.com/ordergate/ordergate/internal/eventlog"
+)
+
+const (
+	// readBatch is how many events are looked at together.
+	readBatch = 256
+	// minReadBatch is how many are looked at when fewer are wanted.
+	minReadBatch = 32
+	// laneBatch is how many orders' events are read before the log is read on.
+	laneBatch = 64
+	// laneEvents is how many events of an order are read together.
+	laneEvents = 8
+	// unsavedEvents is after how many events that nobody wanted the position is
+	// stored.
+	unsavedEvents = 5_000
+	// storeTimeout bounds one store.
+	storeTimeout = 20 * time.Second
+	// maxWorkers is how many workers may have a subscription open.
+	maxWorkers = 1000
+)
+
+// Subscription is a subscription that is loaded. Its methods may be called from
+// many goroutines.
+type Subscription struct {
+	name   string
+	uid    string
+	log    *eventlog.Log
+	logger *slog.Logger
+
+	stop       context.CancelFunc
+	background sync.WaitGroup
+	wakeRead   chan struct{} // holds one
+	wakeStore  chan struct{} // holds one
+
+	mu      sync.Mutex
+	q       *queue
+	timer   *time.Timer   // fires when a lease or a delay is over
+	err     error         // why nothing is delivered any more
+	ended   chan struct{} // closed when err is set
+	waiting *store        // the next store, once somebody waits for it
+	storing *store        // the one that is under way
+	saved   uint64        // the position that is stored
+	full    bool          // it was said that too many orders are held back
+}
+
+// store is one store of what was settled. err is set before done is closed.
+type store struct {
+	done chan struct{}
+	err  error
+}
+
+// run begins the work on a loaded queue.
+func (s *Subscription) run() {
+	ctx, stop := context.WithCancel(context.Background())
+	s.stop = stop
+	s.background.Go(func() { s.readAll(ctx) })
+	s.background.Go(func() { s.storeAll(ctx) })
+	s.update(func(*queue, time.Time) {})
+}
+
+// end stops the work. What was settled is stored, unless the subscription is
+// deleted.
+func (s *Subscription) end(err error) {
+	s.mu.Lock()
+	if s.err == nil {
+		s.err = err
+		close(s.ended)
+		s.timer.Stop()
+	}
+	s.mu.Unlock()
+	s.stop()
+	s.background.Wait()
+}
+
+// Ended is closed when the subscription is deleted or the gateway ends; Err says
+// which.
+func (s *Subscription) Ended() <-chan struct{} { return s.ended }
+
+// Err returns why nothing is delivered any more; nil while it is.
+func (s *Subscription) Err() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.err
+}
+
+// update changes the queue, and sets in motion what follows from that.
+func (s *Subscription) update(change func(q *queue, now time.Time)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	change(s.q, now)
+	if s.err != nil {
+		return
+	}
+	next := s.q.tick(now)
+	s.q.dispatch(now)
+	if next.IsZero() {
+		s.timer.Stop()
+	} else {
+		s.timer.Reset(next.Sub(now))
+	}
+	if s.q.demand() > 0 {
+		wake(s.wakeRead)
+	}
+	if s.q.changed || s.waiting != nil || s.q.position > s.saved+unsavedEvents {
+		wake(s.wakeStore)
+	}
+}
+
+func wake(signal chan struct{}) {
+	select {
+	case signal <- struct{}{}:
+	default:
+	}
+}
+
+// stored returns the store that covers all that was settled until now; nil when
+// nothing is left to be stored. Call it with the lock held.
+func (s *Subscription) stored() *store {
+	if !s.q.changed {
+		return s.storing
+	}
+	if s.waiting == nil {
+		s.waiting = &store{done: make(chan struct{})}
+	}
+	return s.waiting
+}
+
+// storeAll stores what was settled, as much together as there is, until ctx ends;
+// then once more.
+func (s *Subscription) storeAll(ctx context.Context) {
+	pause := backoff.NewExponentialBackOff()
+	pause.InitialInterval, pause.MaxInterval = 50*time.Millisecond, 5*time.Second
+	for {
+		select {
+		case <-ctx.Done():
+		case <-s.wakeStore:
+		}
+		last := ctx.Err() != nil
+		err := s.store(context.WithoutCancel(ctx))
+		if err != nil {
+			s.logger.Warn("what was settled could not be stored", "error", err)
+		}
+		switch {
+		case last:
+			return
+		case err == nil:
+			pause.Reset()
+			continue
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause.NextBackOff()):
+		}
+		wake(s.wakeStore)
+	}
+}
+
+func (s *Subscription) store(ctx context.Context) error {
+	s.mu.Lock()
+	if errors.Is(s.err, ErrNotFound) { // it was deleted
+		if s.waiting != nil {
+			s.waiting.finish(s.err)
+			s.waiting = nil
+		}
+		s.mu.Unlock()
+		return nil
+	}
+	if !s.q.changed && s.waiting == nil && s.q.position == s.saved {
+		s.mu.Unlock()
+		return nil
+	}
+	group, position := s.waiting, s.q.position
+	if group == nil {
+		group = &store{done: make(chan struct{})}
+	}
+	s.waiting, s.storing = nil, group
+	c, err := s.q.collect()
+	s.mu.Unlock()
+
+	if err == nil {
+		err = s.write(ctx, c)
+	}
+
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.storing = nil
+	if err != nil {
+		s.q.undo(c)
+	} else {
+		s.q.done(c)
+		s.saved = position
+	}
+	group.finish(err)
+	return err
+}
+
+func (s *store) finish(err error) {
+	s.err = err
+	close(s.done)
+}
+
+// write stores changes in an order in which whatever is cut off leaves events to
+// be delivered again, and none to be lost: records are on disk before a place
+// relies on them, and are removed when a place tells the rest.
+func (s *Subscription) write(ctx context.Context, c *changes) error {
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	places, held := s.log.Bucket(eventlog.Places), s.log.Bucket(eventlog.HeldOrders)
+	if c.seeked {
+		if err := places.Put(ctx, s.uid, c.place); err != nil {
+			return err
+		}
+	}
+	for order, record := range c.records {
+		if err := held.Put(ctx, s.heldKey(order), record); err != nil {
+			return err
+		}
+	}
+	if c.flush || c.seeked {
+		if err := s.log.Flush(ctx); err != nil {
+			return err
+		}
+	}
+	if !c.seeked {
+		if err := places.Put(ctx, s.uid, c.place); err != nil {
+			return err
+		}
+	}
+	for _, order := range c.gone {
+		if err := held.Delete(ctx, s.heldKey(order)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Subscription) heldKey(order string) string { return s.uid + "." + order }
+
+// readAll reads what the workers can be given, until ctx ends.
+func (s *Subscription) readAll(ctx context.Context) {
+	pause := backoff.NewExponentialBackOff()
+	pause.InitialInterval, pause.MaxInterval = 50*time.Millisecond, 5*time.Second
+	for ctx.Err() == nil {
+		lanes, position, epoch, want := s.wanted()
+		durable, moved := s.log.Frontier()
+		var err error
+		for _, read := range lanes {
+			err = errors.Join(err, s.readLane(ctx, read))
+		}
+		readOn := want > len(lanes) && durable > position
+		if err == nil && readOn {
+			err = s.readOn(ctx, epoch, position, want-len(lanes))
+		}
+		switch {
+		case err != nil:
+			s.logger.Warn("the log could not be read for a subscription; trying again", "error", err)
+			select {
+			case <-ctx.Done():
+			case <-time.After(pause.NextBackOff()):
+			}
+			continue
+		case len(lanes) > 0 || readOn:
+			pause.Reset()
+			continue
+		case want == 0:
+			moved = nil
+		default:
+			s.rest()
+		}
+		select {
+		case <-ctx.Done():
+		case <-s.wakeRead:
+		case <-moved:
+		}
+	}
+}
+
+// rest tells those who wait for a limited number of events that there are none.
+func (s *Subscription) rest() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, w := range s.q.workers {
+		if w.limit > 0 {
+			w.wake()
+		}
+	}
+}
+
+// CaughtUp reports whether there is nothing that could be delivered now.
+func (s *Subscription) CaughtUp() bool {
+	durable, _ := s.log.Frontier()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.q.position >= durable && len(s.q.unread) == 0 && s.q.ready.Len() == 0
+}
+
+// laneRead is a lane whose target is to be read.
+type laneRead struct {
+	lane     *lane
+	epoch    uint64
+	sequence uint64
+	behind   bool // also find out what is behind it
+}
+
+// wanted returns what is to be read: lanes, and how many events in all.
+func (s *Subscription) wanted() (lanes []laneRead, position, epoch uint64, want int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	q := s.q
+	want = q.demand()
+	if want <= 0 || s.err != nil {
+		return nil, q.position, q.epoch, 0
+	}
+	for len(q.unread) > 0 && len(lanes) < min(want, laneBatch) {
+		l := q.unread[0]
+		q.unread = q.unread[1:]
+		l.listed = false
+		if q.lanes[l.order] != l || l.state != laneUnread {
+			continue
+		}
+		l.arrived = false
+		lanes = append(lanes, laneRead{l, q.epoch, l.current, l.head != nil && l.head.sequence == l.current && l.next == 0 && l.more})
+	}
+	if len(q.lanes) >= maxLanes {
+		if !s.full {
+			s.full = true
+			s.logger.Error("too many orders are held back: no further events are looked at",
+				"orders", len(q.lanes), "mend", "see why they fail (ordergate dead-letters list), then redrive or discard them")
+		}
+		return lanes, q.position, q.epoch, len(lanes)
+	}
+	s.full = false
+	return lanes, q.position, q.epoch, want
+}
+
+// readLane reads the event that a lane delivers next.
+func (s *Subscription) readLane(ctx context.Context, read laneRead) error {
+	order := read.lane.order
+	record, next, upTo, err := s.lookUp(ctx, order, read.sequence, read.behind)
+	s.update(func(q *queue, now time.Time) {
+		l := q.lanes[order]
+		if l != read.lane || q.epoch != read.epoch || l.state != laneUnread || l.current != read.sequence {
+			return
+		}
+		again := err != nil
+		if !again && read.behind && l.next == 0 {
+			l.next, l.more = next, next != 0
+			again = next == 0 && l.arrived && q.position > upTo
+			l.more = l.more || again
+		}
+		switch {
+		case again:
+			if !l.listed {
+				l.listed = true
+				q.unread = append(q.unread, l)
+			}
+		case record == nil:
+			s.logger.Error("an event that was not acknowledged is no longer kept: it is left out", "order", order, "sequence", read.sequence)
+			q.finish(l, read.sequence, now)
+		default:
+			q.read(l, record, now)
+		}
+	})
+	return err
+}
+
+// lookUp reads an event of an order, nil when it is no longer kept; and, if
+// behind is asked for, the sequence of the next one of the order that the
+// subscription wants and has looked at; 0 when there is none. upTo is how far the
+// subscription had looked.
+func (s *Subscription) lookUp(ctx context.Context, order string, sequence uint64, behind bool) (record *eventlog.OrderRecord, next, upTo uint64, err error) {
+	s.mu.Lock()
+	filter := s.q.settings.GetFilter()
+	upTo = s.q.position
+	s.mu.Unlock()
+	limit := 1
+	if behind {
+		limit = laneEvents
+	}
+	for after := sequence - 1; ; {
+		records, err := s.log.OrderEvents(ctx, order, after, limit)
+		if err != nil {
+			return nil, 0, 0, err
+		}
+		for _, r := range records {
+			switch wanted, err := r.Matches(filter); {
+			case r.Sequence > upTo && r.Sequence != sequence:
+				return record, 0, upTo, nil
+			case r.Sequence == sequence:
+				record = r
+			case behind && (wanted || err != nil):
+				return record, r.Sequence, upTo, nil
+			}
+			after = r.Sequence
+		}
+		if len(records) == 0 || !behind {
+			return record, 0, upTo, nil
+		}
+	}
+}
+
+// readOn looks at further events of the log.
+func (s *Subscription) readOn(ctx context.Context, epoch, position uint64, want int) error {
+	s.mu.Lock()
+	filter := s.q.settings.GetFilter()
+	s.mu.Unlock()
+	records, next, err := s.log.ReadOrders(ctx, position, min(max(want, minReadBatch), readBatch))
+	if errors.Is(err, eventlog.ErrExpired) {
+		state, stateErr := s.log.OrdersState(ctx)
+		if stateErr != nil {
+			return stateErr
+		}
+		s.logger.Error("events were removed by their age before the subscription had them; going on with the oldest that are kept",
+			"from", position+1, "to", state.First-1)
+		records, next, err = nil, state.First-1, nil
+	}
+	if err != nil {
+		return err
+	}
+	wanted := make([]bool, len(records))
+	for i, record := range records {
+		matches, err := record.Matches(filter)
+		// What cannot be read is delivered, which finds out, and makes it a dead letter.
+		wanted[i] = matches || err != nil
+	}
+	s.update(func(q *queue, now time.Time) {
+		if q.epoch != epoch || q.position != position {
+			return
+		}
+		for i, record := range records {
+			q.arrive(record, wanted[i], now)
+		}
+		q.position = next
+	})
+	return nil
+}
+
+// Delivery is an event that is leased to a worker.
+type Delivery struct {
+	// ID is how the worker settles it.
+	ID string
+	// Record is the event.
+	Record *eventlog.OrderRecord
+	// Attempt counts the deliveries of the event, from 1.
+	Attempt int
+	// LeaseEnd is when the lease ends unless it is extended.
+	LeaseEnd time.Time
+	// Redriven says that the event was a dead letter.
+	Redriven bool
+}
+
+// WorkerConfig says what a worker takes.
+type WorkerConfig struct {
+	// ClientID is whose window counts; a window of its own when empty.
+	ClientID string
+	// MaxEvents and MaxBytes are the window.
+	MaxEvents int
+	MaxBytes  int64
+	// AckDeadline is how long leases last; the subscription's own when 0.
+	AckDeadline time.Duration
+	// Limit is how many events the worker takes in all, and then leaves, its
+	// leases going on; 0 is a stream, without limit, whose leases end with it.
+	Limit int
+	// LimitBytes ends what a worker with a Limit takes early. One event is always
+	// taken.
+	LimitBytes int64
+}
+
+// Worker is one who works on a subscription: a stream, or one call of Pull.
+type Worker struct {
+	s      *Subscription
+	signal chan struct{} // holds one
+
+	// Guarded by the subscription.
+	client      *client
+	ackDeadline time.Duration
+	limit       int
+	limitBytes  int64
+	served      int
+	servedBytes int64
+	turn        uint64             // of its last assignment
+	leased      map[*lane]struct{} // assigned to it
+	unsent      []*lane            // of these, those that are not sent
+	stopped     bool
+}
+
+// Attach adds a worker; detach it in the end. ErrBusy when there are too many.
+func (s *Subscription) Attach(config WorkerConfig) (*Worker, error) {
+	w := &Worker{s: s, signal: make(chan struct{}, 1), ackDeadline: config.AckDeadline, limit: config.Limit, limitBytes: config.LimitBytes}
+	err := ErrBusy
+	s.update(func(q *queue, _ time.Time) {
+		if s.err != nil {
+			err = s.err
+			return
+		}
+		if len(q.workers) >= maxWorkers {
+			return
+		}
+		if w.ackDeadline == 0 {
+			w.ackDeadline = q.settings.GetAckDeadline().AsDuration()
+		}
+		err = nil
+		q.attach(w, config.ClientID, config.MaxEvents, config.MaxBytes)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return w, nil
+}
+
+// Signal tells, once for any number of causes, that there is something to take,
+// that a stopped worker has become idle, or, to a worker with a limit, that there
+// is nothing to take.
+func (w *Worker) Signal() <-chan struct{} { return w.signal }
+
+func (w *Worker) wake() { wake(w.signal) }
+
+// Take returns what was assigned to the worker. The leases begin.
+func (w *Worker) Take() []Delivery {
+	var deliveries []Delivery
+	w.s.update(func(q *queue, now time.Time) { deliveries = q.take(w, now) })
+	return deliveries
+}
+
+// AckDeadline is how long the worker's leases last.
+func (w *Worker) AckDeadline() time.Duration { return w.ackDeadline }
+
+// Stop has nothing more assigned to the worker.
+func (w *Worker) Stop() { w.s.update(func(q *queue, now time.Time) { q.stop(w, now) }) }
+
+// Idle reports whether the worker has nothing in hand.
+func (w *Worker) Idle() bool {
+	w.s.mu.Lock()
+	defer w.s.mu.Unlock()
+	return len(w.leased) == 0
+}
+
+// Detach ends the worker.
+func (w *Worker) Detach() { w.s.update(func(q *queue, now time.Time) { q.detach(w, now) }) }
+
+// Settlement is what becomes of deliveries, once it is stored.
+type Settlement struct {
+	results []*ordergatev1.DeliveryResult
+	store   *store
+}
+
+// Stored is closed when the results are known.
+func (s *Settlement) Stored() <-chan struct{} {
+	if s.store == nil {
+		return closed
+	}
+	return s.store.done
+}
+
+var closed = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
+
+// Results returns one result for each delivery, in the order in which they were
+// given: acks, nacks, extensions. Call it when Stored is closed.
+func (s *Settlement) Results() []*ordergatev1.DeliveryResult {
+	if s.store != nil && s.store.err != nil {
+		for _, result := range s.results {
+			if result.Code == ok && result.LeaseExpireTime == nil {
+				result.Code = retryable
+			}
+		}
+	}
+	return s.results
+}
+
+// Settle settles and extends deliveries. The nacks must be valid, and an
+// extension's deadline set.
+func (s *Subscription) Settle(acks []string, nacks []*ordergatev1.Nack, extensions []*ordergatev1.Extension) *Settlement {
+	settlement := &Settlement{}
+	s.update(func(q *queue, now time.Time) {
+		if s.err != nil {
+			settlement.store = &store{done: closed, err: s.err}
+		}
+		for _, id := range acks {
+			settlement.add(id, q.ack(id, now))
+		}
+		for _, nack := range nacks {
+			settlement.add(nack.GetDeliveryId(), q.nack(nack, now))
+		}
+		for _, extension := range extensions {
+			code, end := q.extend(extension.GetDeliveryId(), extension.GetAckDeadline().AsDuration(), now)
+			settlement.add(extension.GetDeliveryId(), code)
+			if code == ok {
+				settlement.results[len(settlement.results)-1].LeaseExpireTime = timestamppb.New(end)
+			}
+		}
+		if len(acks)+len(nacks) > 0 && s.err == nil {
+			settlement.store = s.stored()
+		}
+	})
+	return settlement
+}
+
+func (s *Settlement) add(deliveryID string, code ordergatev1.DeliveryResultCode) {
+	s.results = append(s.results, &ordergatev1.DeliveryResult{DeliveryId: deliveryID, Code: code})
+}
+
+// Fault makes a delivery that could not be sent a dead letter.
+func (s *Subscription) Fault(deliveryID, detail string) {
+	s.update(func(q *queue, now time.Time) { q.fault(deliveryID, detail, now) })
+}
+
+// Settings returns the settings, without figures.
+func (s *Subscription) Settings() *ordergatev1.Subscription {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.q.settings
+}
+
+// await waits for a store; nil is done.
+func (s *Subscription) await(ctx context.Context, pending *store) error {
+	if pending == nil {
+		return nil
+	}
+	select {
+	case <-pending.done:
+		return pending.err
+	case <-ctx.Done():
+		return fmt.Errorf("%w: %w", eventlog.ErrUnavailable, ctx.Err())
+	}
+}
