@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"regexp"
 	"slices"
+	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -178,9 +179,12 @@ func (s *subscriptionService) UpdateSubscription(ctx context.Context, request *o
 // set.
 func merge(settings, wanted *ordergatev1.Subscription, paths []string) error {
 	all := len(paths) == 0
-	named := func(path string, set bool) bool { return all && set || slices.Contains(paths, path) }
-	for _, path := range paths {
-		if !slices.Contains([]string{"filter", "ack_deadline", "max_attempts", "min_backoff", "max_backoff", "dead_letter_policy"}, path) {
+	names := make([]string, len(paths))
+	named := func(path string, set bool) bool { return all && set || slices.Contains(names, path) }
+	for i, path := range paths {
+		// A REST client's mask names what is within the filter.
+		names[i], _, _ = strings.Cut(path, ".")
+		if !slices.Contains([]string{"filter", "ack_deadline", "max_attempts", "min_backoff", "max_backoff", "dead_letter_policy"}, names[i]) {
 			return invalid("update_mask", "%.60q cannot be changed: name filter, ack_deadline, max_attempts, min_backoff, max_backoff or dead_letter_policy", path)
 		}
 	}

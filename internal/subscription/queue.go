@@ -108,6 +108,65 @@ func (q *queue) arrive(record *eventlog.OrderRecord, wanted bool, now time.Time)
 	l.arrived = true
 }
 
+// laneRead is a lane whose target is to be read.
+type laneRead struct {
+	lane     *lane
+	epoch    uint64
+	sequence uint64
+	behind   bool // also find out what is behind it
+}
+
+// wanted returns what is to be read: lanes, and how many events in all, so that
+// the workers have what they have room for.
+func (q *queue) wanted() (lanes []laneRead, want int) {
+	want = q.demand()
+	for len(q.unread) > 0 && len(lanes) < min(want, laneBatch) {
+		l := q.unread[0]
+		q.unread = q.unread[1:]
+		l.listed = false
+		if q.lanes[l.order] != l || l.state != laneUnread {
+			continue
+		}
+		l.arrived = false
+		lanes = append(lanes, laneRead{l, q.epoch, l.current, l.head != nil && l.head.sequence == l.current && l.next == 0 && l.more})
+	}
+	if len(q.lanes) >= maxLanes {
+		want = min(want, len(lanes))
+	}
+	return lanes, max(want, 0)
+}
+
+// readAgain puts a lane back whose target could not be read.
+func (q *queue) readAgain(read laneRead) {
+	if l := read.lane; q.lanes[l.order] == l && l.state == laneUnread && !l.listed {
+		l.listed = true
+		q.unread = append(q.unread, l)
+	}
+}
+
+// apply takes what was read for a lane: its target, nil when that is no longer
+// kept, which it reports, and, if it was asked for, what is behind it as far as
+// the queue had looked at upTo.
+func (q *queue) apply(read laneRead, record *eventlog.OrderRecord, next, upTo uint64, now time.Time) (kept bool) {
+	l := read.lane
+	if q.lanes[l.order] != l || q.epoch != read.epoch || l.state != laneUnread || l.current != read.sequence {
+		return true // something happened to it meanwhile
+	}
+	if read.behind && l.next == 0 {
+		if next == 0 && l.arrived && q.position > upTo {
+			q.readAgain(read)
+			return true
+		}
+		l.next, l.more = next, next != 0
+	}
+	if record == nil {
+		q.finish(l, read.sequence, now)
+		return false
+	}
+	q.read(l, record, now)
+	return true
+}
+
 // read gives an unread lane the event of its target.
 func (q *queue) read(l *lane, record *eventlog.OrderRecord, now time.Time) {
 	l.event, l.size, l.kind, l.eventID = record, record.Size(), record.Kind, record.EventID()

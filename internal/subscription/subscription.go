@@ -310,71 +310,32 @@ func (s *Subscription) CaughtUp() bool {
 	return s.q.position >= durable && len(s.q.unread) == 0 && s.q.ready.Len() == 0
 }
 
-// laneRead is a lane whose target is to be read.
-type laneRead struct {
-	lane     *lane
-	epoch    uint64
-	sequence uint64
-	behind   bool // also find out what is behind it
-}
-
 // wanted returns what is to be read: lanes, and how many events in all.
 func (s *Subscription) wanted() (lanes []laneRead, position, epoch uint64, want int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	q := s.q
-	want = q.demand()
-	if want <= 0 || s.err != nil {
-		return nil, q.position, q.epoch, 0
+	if s.err != nil {
+		return nil, 0, 0, 0
 	}
-	for len(q.unread) > 0 && len(lanes) < min(want, laneBatch) {
-		l := q.unread[0]
-		q.unread = q.unread[1:]
-		l.listed = false
-		if q.lanes[l.order] != l || l.state != laneUnread {
-			continue
-		}
-		l.arrived = false
-		lanes = append(lanes, laneRead{l, q.epoch, l.current, l.head != nil && l.head.sequence == l.current && l.next == 0 && l.more})
+	lanes, want = s.q.wanted()
+	full := len(s.q.lanes) >= maxLanes
+	if full && !s.full {
+		s.logger.Error("too many orders are held back: no further events are looked at",
+			"orders", len(s.q.lanes), "mend", "see why they fail (ordergate dead-letters list), then redrive or discard them")
 	}
-	if len(q.lanes) >= maxLanes {
-		if !s.full {
-			s.full = true
-			s.logger.Error("too many orders are held back: no further events are looked at",
-				"orders", len(q.lanes), "mend", "see why they fail (ordergate dead-letters list), then redrive or discard them")
-		}
-		return lanes, q.position, q.epoch, len(lanes)
-	}
-	s.full = false
-	return lanes, q.position, q.epoch, want
+	s.full = full
+	return lanes, s.q.position, s.q.epoch, want
 }
 
 // readLane reads the event that a lane delivers next.
 func (s *Subscription) readLane(ctx context.Context, read laneRead) error {
-	order := read.lane.order
-	record, next, upTo, err := s.lookUp(ctx, order, read.sequence, read.behind)
+	record, next, upTo, err := s.lookUp(ctx, read.lane.order, read.sequence, read.behind)
 	s.update(func(q *queue, now time.Time) {
-		l := q.lanes[order]
-		if l != read.lane || q.epoch != read.epoch || l.state != laneUnread || l.current != read.sequence {
-			return
-		}
-		again := err != nil
-		if !again && read.behind && l.next == 0 {
-			l.next, l.more = next, next != 0
-			again = next == 0 && l.arrived && q.position > upTo
-			l.more = l.more || again
-		}
 		switch {
-		case again:
-			if !l.listed {
-				l.listed = true
-				q.unread = append(q.unread, l)
-			}
-		case record == nil:
-			s.logger.Error("an event that was not acknowledged is no longer kept: it is left out", "order", order, "sequence", read.sequence)
-			q.finish(l, read.sequence, now)
-		default:
-			q.read(l, record, now)
+		case err != nil:
+			q.readAgain(read)
+		case !q.apply(read, record, next, upTo, now):
+			s.logger.Error("an event that was not acknowledged is no longer kept: it is left out", "order", read.lane.order, "sequence", read.sequence)
 		}
 	})
 	return err
@@ -441,7 +402,7 @@ func (s *Subscription) readOn(ctx context.Context, epoch, position uint64, want 
 	}
 	s.update(func(q *queue, now time.Time) {
 		if q.epoch != epoch || q.position != position {
-			return
+			return // there was a seek meanwhile
 		}
 		for i, record := range records {
 			q.arrive(record, wanted[i], now)

@@ -981,8 +981,8 @@ type UpdateSubscriptionRequest struct {
 	Subscription *Subscription `protobuf:"bytes,1,opt,name=subscription,proto3" json:"subscription,omitempty"`
 	// Which settings change: `filter`, `ack_deadline`, `max_attempts`,
 	// `min_backoff`, `max_backoff`, `dead_letter_policy`. One that is named here and
-	// not set in `subscription` gets its default. Those that are set in
-	// `subscription` when the mask is empty.
+	// not set in `subscription` gets its default; one within the filter stands for
+	// the whole filter. Those that are set in `subscription` when the mask is empty.
 	UpdateMask    *fieldmaskpb.FieldMask `protobuf:"bytes,2,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
