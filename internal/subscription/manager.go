@@ -311,14 +311,16 @@ func (s *Subscription) restore(ctx context.Context) error {
 	if err := s.restoreHeads(ctx, stored.heads); err != nil {
 		return err
 	}
-	now := time.Now()
+	q.restored(time.Now())
+	return nil
+}
+
+// restored puts the lanes to work, once all that was stored has been put back.
+func (q *queue) restored(now time.Time) {
 	for _, l := range q.lanes {
-		if l.head == nil && len(l.letters) == 0 {
-			q.gone[l.order] = true // the record was forgotten
-		}
+		q.comesAgain(l)
 		q.place(l, now)
 	}
-	return nil
 }
 
 // restoreHeads finds the orders of events that were not done with, and what is
@@ -363,7 +365,19 @@ func (q *queue) restoreHead(order string, h head, next uint64, stored time.Time)
 	}
 	l.head, l.next, l.more, l.covered = &item{sequence: h.sequence, stored: stored, attempts: int(h.attempts)}, next, next != 0, false
 	q.loose[l] = true
-	if i := l.letter(h.sequence); i >= 0 && l.letters[i].epoch == q.epoch {
-		l.advance() // it died just before the gateway did
+}
+
+// comesAgain drops what is known of events of a lane that come again anyway: the
+// place that was stored behind them was lost.
+func (q *queue) comesAgain(l *lane) {
+	letters := len(l.letters)
+	if l.head != nil && l.head.sequence > q.position {
+		l.head, l.next, l.more, l.covered = nil, 0, false, false
+	}
+	l.letters = slices.DeleteFunc(l.letters, func(letter letter) bool {
+		return letter.epoch == q.epoch && (letter.sequence > q.position || l.head != nil && letter.sequence >= l.head.sequence)
+	})
+	if l.held && (len(l.letters) < letters || l.head == nil) {
+		q.note(l)
 	}
 }

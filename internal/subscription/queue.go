@@ -88,9 +88,6 @@ func (q *queue) arrive(record *eventlog.OrderRecord, wanted bool, now time.Time)
 	}
 	switch {
 	case l.head == nil:
-		if i := l.letter(record.Sequence); i >= 0 && l.letters[i].epoch == q.epoch {
-			return // it died before the gateway did
-		}
 		l.head = &item{sequence: record.Sequence, stored: record.Time}
 		q.note(l)
 		if l.state == laneIdle {

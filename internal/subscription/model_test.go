@@ -1,0 +1,502 @@
+package subscription
+
+import (
+	"encoding/json"
+	"flag"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
+	"github.com/ordergate/ordergate/internal/eventlog"
+)
+
+var (
+	modelSeeds = flag.Int("model.seeds", 1500, "how many random histories TestModel tells")
+	modelSeed  = flag.Uint64("model.seed", 0, "tell only this history")
+)
+
+// TestModel tells random histories of a queue, on virtual time: events arrive,
+// workers come, take, acknowledge, nack, stall and go, operators redrive, discard
+// and seek, the gateway is stopped, killed, and loses its power at every point of
+// a store. What must hold is checked at each delivery and at the end.
+func TestModel(t *testing.T) {
+	if *modelSeed != 0 {
+		tell(t, *modelSeed)
+		return
+	}
+	for seed := range uint64(*modelSeeds) {
+		tell(t, seed+1)
+		if t.Failed() {
+			t.Fatalf("repeat it with -model.seed=%d", seed+1)
+		}
+	}
+}
+
+// world is all that there is beside the queue, and what must be true of it.
+type world struct {
+	t      *testing.T
+	random *rand.Rand
+	now    time.Time
+	life   uint64
+	log    []*eventlog.OrderRecord
+	q      *queue
+
+	places  []string            // every version of the place, the last flushed ones first
+	held    []map[string]string // every version of the records
+	flushed [2]int              // how many versions of each are on disk
+
+	workers   []*Worker
+	out       []handed // deliveries that workers were given, old ones too
+	seekFloor uint64   // nothing up to here is wanted any more
+
+	acked    map[uint64]bool // settled for good, as far as any worker was told or may have been
+	lately   map[uint64]bool // of these, those of this life
+	stored   map[uint64]bool // of these, those that are stored and whose power was not cut
+	buried   map[uint64]bool // died, and block nothing
+	newest   map[string]uint64
+	history  []string
+	settings *ordergatev1.Subscription
+}
+
+type handed struct {
+	worker   *Worker
+	id       string
+	order    string
+	sequence uint64
+	redriven bool
+}
+
+func tell(t *testing.T, seed uint64) {
+	w := &world{
+		t: t, random: rand.New(rand.NewPCG(seed, 1)), now: time.Unix(1_800_000_000, 0), life: 1,
+		acked: map[uint64]bool{}, lately: map[uint64]bool{}, stored: map[uint64]bool{}, buried: map[uint64]bool{}, newest: map[string]uint64{},
+		held: []map[string]string{{}}, flushed: [2]int{1, 1},
+	}
+	w.settings = withDefaults(&ordergatev1.Subscription{Name: "model", MaxAttempts: int32(2 + w.random.IntN(6)), AckDeadline: durationpb.New(10 * time.Second)})
+	if w.random.IntN(2) == 0 {
+		w.settings.DeadLetterPolicy = ordergatev1.DeadLetterPolicy_DEAD_LETTER_POLICY_SKIP
+	}
+	w.q = newQueue("uid", w.settings, w.life)
+	w.places = []string{string(place{epoch: 1}.encode())}
+	defer func() {
+		if t.Failed() {
+			for _, line := range w.history[max(0, len(w.history)-80):] {
+				t.Log(line)
+			}
+		}
+	}()
+	seeks := w.random.IntN(4) == 0
+	for range 300 {
+		w.step(seeks)
+		if t.Failed() {
+			return
+		}
+	}
+	w.finish()
+}
+
+func (w *world) note(format string, args ...any) {
+	w.history = append(w.history, fmt.Sprintf(format, args...))
+}
+
+func (w *world) step(seeks bool) {
+	switch n := w.random.IntN(100); {
+	case n < 15:
+		for range 1 + w.random.IntN(4) {
+			w.append()
+		}
+	case n < 35:
+		w.read()
+	case n < 40:
+		w.attach()
+	case n < 43:
+		w.detach()
+	case n < 45 && len(w.workers) > 0:
+		w.q.stop(w.workers[w.random.IntN(len(w.workers))], w.now)
+	case n < 60:
+		w.take()
+	case n < 80:
+		w.settle()
+	case n < 84:
+		w.now = w.now.Add(time.Duration(w.random.IntN(8000)) * time.Millisecond)
+	case n < 92:
+		w.store(4)
+	case n < 94:
+		w.deadLetters()
+	case n < 95:
+		w.restart("stop", func() { w.store(4) })
+	case n < 97:
+		w.restart("kill", func() { w.store(w.random.IntN(5)) })
+	case n < 98:
+		w.restart("power cut", func() { w.store(w.random.IntN(5)); w.cutPower() })
+	case n < 99 && seeks:
+		w.seek()
+	}
+	w.q.tick(w.now)
+	w.q.dispatch(w.now)
+	w.check()
+}
+
+func (w *world) append() {
+	record := &eventlog.OrderRecord{Sequence: uint64(len(w.log) + 1), Time: w.now, OrderID: fmt.Sprintf("cs_%d", w.random.IntN(6))}
+	w.log = append(w.log, record)
+}
+
+// wanted is the filter: every seventh event is of no interest.
+func wanted(r *eventlog.OrderRecord) bool { return r.Sequence%7 != 0 }
+
+// read does a part of what a Subscription reads.
+func (w *world) read() {
+	lanes, want := w.q.wanted()
+	for _, read := range lanes {
+		record, next, upTo := w.lookUp(read)
+		if w.random.IntN(8) == 0 {
+			w.q.readAgain(read) // the log did not answer
+			continue
+		}
+		if w.random.IntN(3) == 0 { // other things happen while the log is read
+			w.readOn(2)
+			w.settle()
+			w.q.tick(w.now)
+		}
+		if !w.q.apply(read, record, next, upTo, w.now) {
+			w.t.Errorf("event %d is taken for lost", read.sequence)
+		}
+	}
+	if want > len(lanes) {
+		w.readOn(1 + w.random.IntN(5))
+	}
+}
+
+func (w *world) lookUp(read laneRead) (record *eventlog.OrderRecord, next, upTo uint64) {
+	upTo = w.q.position
+	for _, r := range w.log[read.sequence-1:] {
+		switch {
+		case r.OrderID != read.lane.order:
+		case r.Sequence == read.sequence:
+			record = r
+		case read.behind && wanted(r) && next == 0 && r.Sequence <= upTo:
+			next = r.Sequence
+		}
+	}
+	return record, next, upTo
+}
+
+func (w *world) readOn(limit int) {
+	for _, r := range w.log[w.q.position:min(len(w.log), int(w.q.position)+limit)] {
+		w.q.arrive(r, wanted(r), w.now)
+	}
+}
+
+func (w *world) attach() {
+	if len(w.workers) >= 4 {
+		return
+	}
+	worker := &Worker{signal: make(chan struct{}, 1), ackDeadline: 10 * time.Second}
+	id := []string{"", "a", "b"}[w.random.IntN(3)]
+	if w.random.IntN(4) == 0 {
+		worker.limit, worker.limitBytes = 1+w.random.IntN(3), 1000
+	}
+	w.q.attach(worker, id, 1+w.random.IntN(4), 1<<20)
+	w.workers = append(w.workers, worker)
+}
+
+func (w *world) detach() {
+	if len(w.workers) == 0 {
+		return
+	}
+	i := w.random.IntN(len(w.workers))
+	w.q.detach(w.workers[i], w.now)
+	w.workers = slices.Delete(w.workers, i, i+1)
+}
+
+// take hands a worker what it was assigned, and checks that it may have it.
+func (w *world) take() {
+	if len(w.workers) == 0 {
+		return
+	}
+	worker := w.workers[w.random.IntN(len(w.workers))]
+	w.bury()
+	for _, d := range w.q.take(worker, w.now) {
+		r := d.Record
+		w.note("%v deliver %d of %s attempt %d redriven %v", w.now.Unix(), r.Sequence, r.OrderID, d.Attempt, d.Redriven)
+		if !wanted(r) {
+			w.t.Errorf("event %d was filtered, and is delivered", r.Sequence)
+		}
+		if w.stored[r.Sequence] && !d.Redriven {
+			w.t.Errorf("event %d was acknowledged and stored, and is delivered again", r.Sequence)
+		}
+		for _, earlier := range w.log[:r.Sequence-1] {
+			if earlier.OrderID == r.OrderID && wanted(earlier) && earlier.Sequence > w.seekFloor && !w.acked[earlier.Sequence] && !w.buried[earlier.Sequence] && !d.Redriven {
+				w.t.Errorf("event %d of %s is delivered before %d was settled", r.Sequence, r.OrderID, earlier.Sequence)
+			}
+		}
+		if !d.Redriven && r.Sequence < w.newest[r.OrderID] {
+			w.t.Errorf("event %d of %s is delivered after %d", r.Sequence, r.OrderID, w.newest[r.OrderID])
+		}
+		if !d.Redriven {
+			w.newest[r.OrderID] = r.Sequence
+		}
+		w.out = append(w.out, handed{worker, d.ID, r.OrderID, r.Sequence, d.Redriven})
+	}
+}
+
+// bury notes what died and blocks nothing.
+func (w *world) bury() {
+	for _, l := range w.q.lanes {
+		for i := range l.letters {
+			if !l.letters[i].blocks && !l.letters[i].redriven {
+				w.buried[l.letters[i].sequence] = true
+			}
+		}
+	}
+}
+
+// settle says something about some delivery, most often one of the newest.
+func (w *world) settle() {
+	if len(w.out) == 0 {
+		return
+	}
+	i := len(w.out) - 1 - min(w.random.IntN(6), len(w.out)-1)
+	if w.random.IntN(10) == 0 {
+		i = w.random.IntN(len(w.out))
+	}
+	d := w.out[i]
+	switch n := w.random.IntN(10); {
+	case n < 6:
+		code := w.q.ack(d.id, w.now)
+		w.note("ack %d of %s: %v", d.sequence, d.order, code)
+		if code == ok {
+			w.done(d.sequence, d.redriven)
+		}
+	case n < 8:
+		nack := &ordergatev1.Nack{DeliveryId: d.id, Action: ordergatev1.NackAction(w.random.IntN(4))}
+		if w.random.IntN(2) == 0 {
+			nack.Delay = durationpb.New(time.Duration(w.random.IntN(20_000)) * time.Millisecond)
+		}
+		code := w.q.nack(nack, w.now)
+		w.note("nack %v %d of %s: %v", nack.Action, d.sequence, d.order, code)
+		if code == ok && nack.Action == ordergatev1.NackAction_NACK_ACTION_SKIP {
+			w.done(d.sequence, d.redriven)
+		}
+	default:
+		w.q.extend(d.id, time.Duration(w.random.IntN(2)*w.random.IntN(10))*time.Second, w.now)
+	}
+}
+
+func (w *world) done(sequence uint64, redriven bool) {
+	w.acked[sequence] = true
+	delete(w.buried, sequence)
+	if !redriven { // a dead letter from before a seek may come again all the same
+		w.lately[sequence] = true
+	}
+}
+
+// store does as many steps of a store as it is given, and then the gateway dies;
+// four are all.
+func (w *world) store(steps int) {
+	settled := maps.Clone(w.lately)
+	c, err := w.q.collect()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	records := func() { w.held = append(w.held, merged(w.held[len(w.held)-1], c.records, nil)) }
+	flush := func() {
+		if c.flush || c.seeked {
+			w.flushed = [2]int{len(w.places), len(w.held)}
+		}
+	}
+	put := func() { w.places = append(w.places, string(c.place)) }
+	remove := func() { w.held = append(w.held, merged(w.held[len(w.held)-1], nil, c.gone)) }
+	order := []func(){records, flush, put, remove}
+	if c.seeked {
+		order = []func(){put, records, flush, remove}
+	}
+	for _, do := range order[:min(steps, len(order))] {
+		do()
+	}
+	if steps < len(order) {
+		w.q.undo(c)
+		return
+	}
+	w.q.done(c)
+	maps.Copy(w.stored, settled)
+	if w.random.IntN(3) == 0 {
+		w.flushed = [2]int{len(w.places), len(w.held)}
+	}
+}
+
+func merged(old map[string]string, put map[string][]byte, gone []string) map[string]string {
+	next := maps.Clone(old)
+	for order, value := range put {
+		next[order] = string(value)
+	}
+	for _, order := range gone {
+		delete(next, order)
+	}
+	return next
+}
+
+// cutPower takes back some of what was not flushed, of each file by itself.
+func (w *world) cutPower() {
+	w.places = w.places[:w.flushed[0]+w.random.IntN(len(w.places)-w.flushed[0]+1)]
+	w.held = w.held[:w.flushed[1]+w.random.IntN(len(w.held)-w.flushed[1]+1)]
+	w.stored = map[uint64]bool{}
+}
+
+// restart ends the gateway in some way and begins a new life.
+func (w *world) restart(how string, end func()) {
+	end()
+	w.note("%s", how)
+	w.life++
+	w.flushed = [2]int{len(w.places), len(w.held)} // opening the log flushes what it finds
+	w.workers, w.newest, w.lately = nil, map[string]uint64{}, map[uint64]bool{}
+	p, err := decodePlace([]byte(w.places[len(w.places)-1]))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.q = newQueue("uid", w.settings, w.life)
+	w.q.epoch, w.q.position = p.epoch, p.position
+	for order, value := range w.held[len(w.held)-1] {
+		var record heldOrder
+		if err := json.Unmarshal([]byte(value), &record); err != nil {
+			w.t.Fatal(err)
+		}
+		w.q.lanes[order] = record.restore(order, p.epoch)
+	}
+	for _, h := range p.heads {
+		r := w.log[h.sequence-1]
+		_, next, _ := w.lookUp(laneRead{lane: &lane{order: r.OrderID}, sequence: h.sequence, behind: true})
+		w.q.restoreHead(r.OrderID, h, next, r.Time)
+	}
+	w.q.restored(w.now)
+}
+
+func (w *world) deadLetters() {
+	w.bury()
+	for _, l := range slices.Collect(maps.Values(w.q.lanes)) {
+		for _, letter := range slices.Clone(l.letters) {
+			switch w.random.IntN(4) {
+			case 0:
+				w.q.redrive(l, []uint64{letter.sequence}, w.now)
+				w.note("redrive %d of %s", letter.sequence, l.order)
+			case 1:
+				// One that died before a seek may come again all the same.
+				if w.q.discard(l, []uint64{letter.sequence}, w.now) == 1 && letter.epoch == w.q.epoch {
+					w.done(letter.sequence, false)
+					w.note("discard %d of %s", letter.sequence, l.order)
+				}
+			}
+		}
+	}
+}
+
+func (w *world) seek() {
+	to := uint64(w.random.IntN(len(w.log) + 1))
+	w.note("seek behind %d", to)
+	w.q.seek(to, w.now)
+	w.seekFloor, w.acked, w.lately, w.stored, w.newest = to, map[uint64]bool{}, map[uint64]bool{}, map[uint64]bool{}, map[string]uint64{}
+	w.buried = map[uint64]bool{}
+	w.store(4)
+	w.flushed = [2]int{len(w.places), len(w.held)}
+}
+
+// check looks at the queue as it is now.
+func (w *world) check() {
+	q := w.q
+	events := map[*client]int{}
+	for order, l := range q.lanes {
+		if l.head == nil && len(l.letters) == 0 {
+			w.t.Errorf("the lane of %s has nothing", order)
+		}
+		if l.state == laneLeased {
+			events[l.worker.client]++
+			if _, has := l.worker.leased[l]; !has {
+				w.t.Errorf("the worker of %s does not know of it", order)
+			}
+		}
+		if l.head != nil && l.state == laneIdle && l.choose() != nil {
+			w.t.Errorf("nothing is done about %s", order)
+		}
+		if l.state == laneUnread && !l.listed {
+			w.t.Errorf("%s is not read", order)
+		}
+		if l.head != nil && !l.held && !q.loose[l] || l.dirty && !q.loose[l] {
+			w.t.Errorf("%s would not be stored", order)
+		}
+	}
+	for _, c := range q.clients {
+		if c.events != events[c] {
+			w.t.Errorf("client %q is said to have %d events, it has %d", c.id, c.events, events[c])
+		}
+	}
+	for l := range q.loose {
+		if q.lanes[l.order] != l {
+			w.t.Errorf("a lane of %s that is gone is to be stored", l.order)
+		}
+	}
+}
+
+// finish has a good worker do all that is left, and looks whether that is all.
+func (w *world) finish() {
+	for _, worker := range slices.Clone(w.workers) {
+		w.q.detach(worker, w.now)
+	}
+	w.workers = nil
+	worker := &Worker{signal: make(chan struct{}, 1), ackDeadline: 10 * time.Second}
+	w.q.attach(worker, "good", 100, 1<<20)
+	w.workers = []*Worker{worker}
+	for round := 0; ; round++ {
+		lanes, want := w.q.wanted()
+		for _, read := range lanes {
+			record, next, upTo := w.lookUp(read)
+			w.q.apply(read, record, next, upTo, w.now)
+		}
+		w.readOn(want)
+		w.q.tick(w.now)
+		w.q.dispatch(w.now)
+		before := len(w.out)
+		w.take()
+		for _, d := range w.out[before:] {
+			if code := w.q.ack(d.id, w.now); code != ok {
+				w.t.Errorf("the acknowledgement of %d is answered %v", d.sequence, code)
+			}
+			w.done(d.sequence, d.redriven)
+		}
+		for _, l := range slices.Collect(maps.Values(w.q.lanes)) {
+			for _, letter := range slices.Clone(l.letters) {
+				w.q.redrive(l, []uint64{letter.sequence}, w.now)
+			}
+		}
+		w.check()
+		if w.t.Failed() {
+			return
+		}
+		if w.q.position == uint64(len(w.log)) && len(w.q.lanes) == 0 {
+			break
+		}
+		if round > 2000 {
+			w.t.Errorf("it does not end: at %d of %d, %d orders left", w.q.position, len(w.log), len(w.q.lanes))
+			for _, l := range w.q.lanes {
+				w.t.Logf("%+v head %+v", l, l.head)
+			}
+			return
+		}
+		w.now = w.now.Add(30 * time.Second)
+	}
+	for _, r := range w.log {
+		if wanted(r) && r.Sequence > w.seekFloor && !w.acked[r.Sequence] {
+			w.t.Errorf("event %d of %s was never acknowledged", r.Sequence, r.OrderID)
+		}
+	}
+	w.store(4)
+	if n := len(w.held[len(w.held)-1]); n != 0 {
+		w.t.Errorf("%d records are left", n)
+	}
+}
