@@ -32,11 +32,14 @@ const (
 	// Places holds the place of each subscription. Without an age limit.
 	Places BucketName = "places"
 	// HeldOrders holds the orders that a subscription cannot go on with, and its
-	// dead letters. Without an age limit.
+	// dead letters. Kept for 90 days: refresh what is to stay.
 	HeldOrders BucketName = "held-orders"
 	// State holds what the gateway remembers of itself. Without an age limit.
 	State BucketName = "state"
 )
+
+// HeldOrdersAge is how long HeldOrders keeps an entry that is not refreshed.
+const HeldOrdersAge = 90 * 24 * time.Hour
 
 // bucketAges returns the buckets and how long each keeps an entry; 0 is without
 // limit.
@@ -49,7 +52,7 @@ func bucketAges(cfg Config) map[BucketName]time.Duration {
 
 		Subscriptions: 0,
 		Places:        0,
-		HeldOrders:    0,
+		HeldOrders:    HeldOrdersAge,
 		State:         0,
 	}
 }
@@ -180,17 +183,35 @@ func replace(ctx context.Context, e *engine, kv jetstream.KeyValue, key string, 
 	return nil
 }
 
-// Delete removes a key, which need not be there. It purges the key's subject
-// (NATS's ADR-8 says which it is): the bucket's own delete leaves a marker
-// behind, and Keys and Empty would have more to look at with every key that ever
-// was.
-func (b Bucket) Delete(ctx context.Context, key string) error { return b.purge(ctx, key) }
+// Delete removes a key, which need not be there. A marker stays in its place, for
+// as long as the bucket keeps entries: without it, an older value could come back
+// after a kill (see Forget).
+func (b Bucket) Delete(ctx context.Context, key string) error {
+	e, kv, err := b.open()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := e.alive(ctx)
+	defer cancel()
+	if err := kv.Delete(ctx, key); err != nil {
+		return e.writeError(err)
+	}
+	return nil
+}
 
-// DeleteUnder removes all keys that begin with prefix and a dot.
-func (b Bucket) DeleteUnder(ctx context.Context, prefix string) error {
+// Forget removes a key, and leaves no marker, so that Empty and Keys stay cheap.
+// A key that was written more than once may come back with an older value when
+// the process is killed: the engine does not note on disk that a value was
+// replaced, and finds the one before the last again when the last is gone.
+func (b Bucket) Forget(ctx context.Context, key string) error { return b.purge(ctx, key) }
+
+// ForgetUnder is Forget for all keys that begin with prefix and a dot.
+func (b Bucket) ForgetUnder(ctx context.Context, prefix string) error {
 	return b.purge(ctx, prefix+".>")
 }
 
+// purge removes the subjects of keys from the bucket's stream (NATS's ADR-8 says
+// which they are).
 func (b Bucket) purge(ctx context.Context, keys string) error {
 	e, _, err := b.open()
 	if err != nil {
@@ -232,6 +253,29 @@ func (b Bucket) Keys(ctx context.Context) ([]string, error) {
 // Entries hands each key that matches a pattern (NATS's subject wildcards) and its
 // value to each, until one of them fails.
 func (b Bucket) Entries(ctx context.Context, pattern string, each func(key string, value []byte) error) error {
+	return b.entries(ctx, pattern, func(entry jetstream.KeyValueEntry) error { return each(entry.Key(), entry.Value()) })
+}
+
+// Refresh writes the entries anew that are older than age, so that the bucket
+// keeps them.
+func (b Bucket) Refresh(ctx context.Context, age time.Duration) error {
+	e, kv, err := b.open()
+	if err != nil {
+		return err
+	}
+	oldest := time.Now().Add(-age)
+	return b.entries(ctx, ">", func(entry jetstream.KeyValueEntry) error {
+		if entry.Created().After(oldest) {
+			return nil
+		}
+		if err := replace(ctx, e, kv, entry.Key(), entry.Revision(), entry.Value()); !errors.Is(err, ErrConflict) {
+			return err
+		}
+		return nil // it was written meanwhile
+	})
+}
+
+func (b Bucket) entries(ctx context.Context, pattern string, each func(jetstream.KeyValueEntry) error) error {
 	e, kv, err := b.open()
 	if err != nil {
 		return err
@@ -254,7 +298,7 @@ func (b Bucket) Entries(ctx context.Context, pattern string, each func(key strin
 			case entry == nil: // that was all there is
 				return nil
 			}
-			if err := each(entry.Key(), entry.Value()); err != nil {
+			if err := each(entry); err != nil {
 				return err
 			}
 		}

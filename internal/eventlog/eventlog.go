@@ -78,6 +78,7 @@ type Log struct {
 
 	mu      sync.Mutex
 	engine  *engine       // nil while the log is being reopened
+	opened  int           // how often it was opened
 	changed chan struct{} // closed, and made anew, when engine changes
 	closed  bool
 }
@@ -119,7 +120,7 @@ func Open(ctx context.Context, cfg Config) (_ *Log, err error) {
 		return nil, err
 	}
 	supervised, stop := context.WithCancel(context.Background())
-	l := &Log{cfg: cfg, lock: lock, dir: dir, stop: stop, done: make(chan struct{}), engine: e, changed: make(chan struct{})}
+	l := &Log{cfg: cfg, lock: lock, dir: dir, stop: stop, done: make(chan struct{}), engine: e, opened: 1, changed: make(chan struct{})}
 	go l.supervise(supervised, e)
 	return l, nil
 }
@@ -191,6 +192,9 @@ func (l *Log) set(e *engine, closed bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.engine, l.closed = e, closed
+	if e != nil {
+		l.opened++
+	}
 	close(l.changed)
 	l.changed = make(chan struct{})
 }
@@ -208,6 +212,15 @@ func (l *Log) current() (*engine, error) {
 		return nil, fmt.Errorf("%w: %w", ErrUnavailable, context.Cause(l.engine.dead))
 	}
 	return l.engine, nil
+}
+
+// Opened returns how often the log was opened, and a channel that is closed when
+// that may have changed. What was written and not flushed before it was opened
+// again may be gone.
+func (l *Log) Opened() (times int, changed <-chan struct{}) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.opened, l.changed
 }
 
 // await returns the engine in use as soon as there is one.

@@ -1,10 +1,12 @@
 package eventlog
 
 import (
+	"os"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -685,7 +687,7 @@ func TestBuckets(t *testing.T) {
 	if empty, err := notes.Empty(deadline(t)); err != nil || empty {
 		t.Errorf("a bucket with a key: empty %v, %v", empty, err)
 	}
-	if err := notes.Delete(deadline(t), "cs_1"); err != nil {
+	if err := notes.Forget(deadline(t), "cs_1"); err != nil {
 		t.Fatal(err)
 	}
 	if empty, err := notes.Empty(deadline(t)); err != nil || !empty {
@@ -693,6 +695,42 @@ func TestBuckets(t *testing.T) {
 	}
 	if owner, err := b.Claim(deadline(t), "sum", []byte("again")); err != nil || string(owner) != "again" {
 		t.Errorf("claim of a deleted key: %q, %v", owner, err)
+	}
+}
+
+// A copy of the files of a running log is what a killed process leaves.
+func TestDeletedKeyStaysDeletedAfterAKill(t *testing.T) {
+	cfg := testConfig(t)
+	l := openLog(t, cfg)
+	b := l.Bucket(HeldOrders)
+	for i := range 5 {
+		for _, key := range []string{"uid.deleted", "uid.kept", "other.kept"} {
+			if err := b.Put(deadline(t), key, fmt.Append(nil, i)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := b.Delete(deadline(t), "uid.deleted"); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Refresh(deadline(t), 0); err != nil {
+		t.Fatal(err)
+	}
+	killed := cfg
+	killed.Dir = t.TempDir()
+	if err := os.CopyFS(killed.Dir, os.DirFS(cfg.Dir)); err != nil {
+		t.Fatal(err)
+	}
+	b = openLog(t, killed).Bucket(HeldOrders)
+	found := map[string]string{}
+	if err := b.Entries(deadline(t), "uid.>", func(key string, value []byte) error {
+		found[key] = string(value)
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if want := map[string]string{"uid.kept": "4"}; !maps.Equal(found, want) {
+		t.Errorf("after a kill there is %v, want %v", found, want)
 	}
 }
 

@@ -235,5 +235,5 @@ func (p *Pipeline) complete(ctx context.Context, orderID string) error {
 		p.Logger.Info("line items", "order", orderID, "mode", mode(pending.Livemode), "items", len(items.Items), "revision", change.Order.GetRevision(),
 			"directive", shortName(change.Order.GetDirective().String(), "DIRECTIVE_"))
 	}
-	return bucket.Delete(ctx, orderID)
+	return bucket.Forget(ctx, orderID)
 }

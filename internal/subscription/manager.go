@@ -79,6 +79,9 @@ type Manager struct {
 	logger *slog.Logger
 	life   uint64
 
+	stop       context.CancelFunc
+	background sync.WaitGroup
+
 	mu     sync.Mutex // held while a subscription is loaded, made, changed or removed
 	loaded map[string]*Subscription
 	closed bool
@@ -87,11 +90,38 @@ type Manager struct {
 // New returns the manager of a log's subscriptions. Each is loaded when it is
 // first asked for.
 func New(log *eventlog.Log, logger *slog.Logger) *Manager {
-	return &Manager{log: log, logger: logger, life: rand.Uint64(), loaded: map[string]*Subscription{}}
+	m := &Manager{log: log, logger: logger, life: rand.Uint64(), loaded: map[string]*Subscription{}}
+	ctx, stop := context.WithCancel(context.Background())
+	m.stop = stop
+	m.background.Go(func() { m.watchLog(ctx) })
+	return m
+}
+
+// watchLog has everything stored again whenever the log was opened again.
+func (m *Manager) watchLog(ctx context.Context) {
+	known, _ := m.log.Opened()
+	for {
+		times, changed := m.log.Opened()
+		if times != known {
+			known = times
+			m.mu.Lock()
+			for _, s := range m.loaded {
+				s.update(func(q *queue, _ time.Time) { q.doubt() })
+			}
+			m.mu.Unlock()
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
+		}
+	}
 }
 
 // Close ends every subscription, and stores what was settled.
 func (m *Manager) Close() {
+	m.stop()
+	m.background.Wait()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.closed = true
@@ -232,10 +262,10 @@ func (m *Manager) Delete(ctx context.Context, name string) error {
 	delete(m.loaded, name)
 	s.end(fmt.Errorf("%w: it was deleted", ErrNotFound))
 	// Without its settings, nothing finds the rest.
-	if err := m.log.Bucket(eventlog.Places).Delete(ctx, s.uid); err != nil {
+	if err := m.log.Bucket(eventlog.Places).Forget(ctx, s.uid); err != nil {
 		return err
 	}
-	if err := m.log.Bucket(eventlog.HeldOrders).DeleteUnder(ctx, s.uid); err != nil {
+	if err := m.log.Bucket(eventlog.HeldOrders).ForgetUnder(ctx, s.uid); err != nil {
 		return err
 	}
 	return m.log.Flush(ctx)
@@ -296,12 +326,12 @@ func (s *Subscription) restore(ctx context.Context) error {
 		q.position = durable
 	}
 	s.saved = q.position
-	err = s.log.Bucket(eventlog.HeldOrders).Entries(ctx, s.uid+".>", func(key string, value []byte) error {
+	err = s.log.Bucket(eventlog.HeldOrders).Entries(ctx, s.heldKey(">"), func(key string, value []byte) error {
 		var record heldOrder
 		if err := json.Unmarshal(value, &record); err != nil {
 			return fmt.Errorf("read what is held at %s: %w", key, err)
 		}
-		order := strings.TrimPrefix(key, s.uid+".")
+		order := strings.TrimPrefix(key, s.heldKey(""))
 		q.lanes[order] = record.restore(order, q.epoch)
 		return nil
 	})

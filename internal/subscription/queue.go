@@ -51,6 +51,7 @@ type queue struct {
 
 	changed bool            // something is to be stored
 	seeked  bool            // the epoch began after the last store
+	doubted bool            // something else may be stored than what was
 	gone    map[string]bool // orders whose records are to be removed
 }
 

@@ -143,6 +143,7 @@ type changes struct {
 	seeked  bool // the place goes first: what records tell of earlier epochs is void then
 	records map[string][]byte
 	gone    []string
+	sweep   bool // remove records that are not among these
 	flush   bool // the records are to be on disk before the place, which relies on them
 	lanes   []*lane
 	heads   []bool // whether the record of a lane tells of its head
@@ -150,7 +151,7 @@ type changes struct {
 
 // collect takes what is to be stored out of the queue. done or undo must follow.
 func (q *queue) collect() (*changes, error) {
-	c := &changes{seeked: q.seeked, records: map[string][]byte{}}
+	c := &changes{seeked: q.seeked, sweep: q.doubted, records: map[string][]byte{}}
 	p := place{epoch: q.epoch, position: q.position}
 	for l := range q.loose {
 		if l.dirty {
@@ -173,9 +174,21 @@ func (q *queue) collect() (*changes, error) {
 		c.gone = append(c.gone, order)
 	}
 	c.place = p.encode()
-	q.changed, q.seeked = false, false
+	q.changed, q.seeked, q.doubted = false, false, false
 	clear(q.gone)
 	return c, nil
+}
+
+// doubt has everything stored again: some of what was stored last may be gone, or
+// back.
+func (q *queue) doubt() {
+	q.changed, q.doubted = true, true
+	for _, l := range q.lanes {
+		if l.held {
+			l.dirty, l.fresh, l.covered = true, true, false
+			q.loose[l] = true
+		}
+	}
 }
 
 // done notes that changes were stored.
@@ -196,6 +209,7 @@ func (q *queue) done(c *changes) {
 func (q *queue) undo(c *changes) {
 	q.changed = true
 	q.seeked = q.seeked || c.seeked
+	q.doubted = q.doubted || c.sweep
 	for _, l := range c.lanes {
 		l.covered = false
 		if l.held {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
@@ -239,6 +240,17 @@ func (s *Subscription) write(ctx context.Context, c *changes) error {
 	}
 	if !c.seeked {
 		if err := places.Put(ctx, s.uid, c.place); err != nil {
+			return err
+		}
+	}
+	if c.sweep {
+		err := held.Entries(ctx, s.heldKey(">"), func(key string, _ []byte) error {
+			if order := strings.TrimPrefix(key, s.heldKey("")); c.records[order] == nil {
+				c.gone = append(c.gone, order)
+			}
+			return nil
+		})
+		if err != nil {
 			return err
 		}
 	}

@@ -1,0 +1,460 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
+	"github.com/ordergate/ordergate/client"
+	"github.com/ordergate/ordergate/internal/sample"
+	"github.com/ordergate/ordergate/internal/stripehook"
+)
+
+const (
+	crashSecret   = "whsec_1234567890123456789012345678901234"
+	crashOrders   = 600
+	crashLives    = 5 // of the gateway
+	crashWorkers  = 4
+	crashDeadline = time.Second // of a lease
+)
+
+// TestWorkThroughCrashes has workers that crash, disconnect, nack, stall and
+// drain work on orders of several events each, while the gateway is killed and
+// started again under load. At the end every event was acknowledged, no order was
+// ever worked on out of its order or by two at once, nothing that was answered OK
+// came again, and each event that came again had a reason to.
+func TestWorkThroughCrashes(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it takes some 20 s")
+	}
+	g := &crashing{t: t, dir: t.TempDir()}
+	for _, addr := range []*string{&g.ingress, &g.grpc, &g.admin} {
+		var err error
+		if *addr, err = freeAddr(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	g.start(ctx)
+	conn, err := grpc.NewClient(g.grpc, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultServiceConfig(`{"methodConfig":[{"name":[{}],"waitForReady":true}]}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	service := ordergatev1.NewSubscriptionServiceClient(conn)
+	_, err = service.CreateSubscription(ctx, &ordergatev1.CreateSubscriptionRequest{Subscription: &ordergatev1.Subscription{
+		Name: "shipping", AckDeadline: durationpb.New(crashDeadline), MaxAttempts: 1000, MinBackoff: durationpb.New(50 * time.Millisecond),
+	}, Start: &ordergatev1.SubscriptionPosition{Position: &ordergatev1.SubscriptionPosition_Beginning{Beginning: true}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	ledger := &ledger{t: t, events: map[string]*worked{}, orders: map[string]*worked{}}
+	var working sync.WaitGroup
+	calm, calmDown := context.WithCancel(ctx)
+	done, finish := context.WithCancel(ctx)
+	for i := range crashWorkers {
+		working.Go(func() {
+			w := &crashWorker{id: fmt.Sprintf("worker-%d", i), service: service, ledger: ledger, stalls: i == 0, random: rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), uint64(i)))}
+			for done.Err() == nil {
+				w.session(done, calm.Err() != nil)
+			}
+		})
+	}
+	var sending sync.WaitGroup
+	for range 4 {
+		sending.Go(func() { g.send(ctx, crashOrders/4) })
+	}
+	for life := range crashLives {
+		ledger.await(ctx, (life+1)*crashOrders*3/(crashLives+2)) // in the middle of the work
+		signal := os.Kill
+		if life == crashLives/2 {
+			signal = os.Interrupt
+		}
+		g.end(signal)
+		ledger.reborn(signal)
+		g.start(ctx)
+	}
+	calmDown()
+	sending.Wait()
+	stats := g.finished(ctx, service)
+	finish()
+	working.Wait()
+	g.end(os.Interrupt)
+
+	ledger.balance(g.stored(ctx))
+	t.Logf("at the end: %v", stats)
+}
+
+// crashing is a gateway that is killed and started again.
+type crashing struct {
+	t                    *testing.T
+	dir                  string
+	ingress, grpc, admin string
+	process              *exec.Cmd
+}
+
+func (g *crashing) start(ctx context.Context) {
+	g.process = exec.Command("ordergate", "serve", "--data-dir", filepath.Join(g.dir, "data"),
+		"--ingress-addr", g.ingress, "--grpc-addr", g.grpc, "--admin-addr", g.admin, "--stripe-webhook-secret", crashSecret)
+	g.process.Dir, g.process.Stderr = g.dir, g.t.Output()
+	if err := g.process.Start(); err != nil {
+		g.t.Fatal(err)
+	}
+	process := g.process.Process
+	g.t.Cleanup(func() { process.Kill() })
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if response, err := http.Get("http://" + g.admin + "/readyz"); err == nil {
+			response.Body.Close()
+			if response.StatusCode == http.StatusOK {
+				return
+			}
+		}
+		select {
+		case <-ctx.Done():
+			g.t.Fatal("the gateway does not become ready")
+		case <-tick.C:
+		}
+	}
+}
+
+func (g *crashing) end(signal os.Signal) {
+	if err := g.process.Process.Signal(signal); err != nil {
+		g.t.Fatal(err)
+	}
+	if err := g.process.Wait(); err != nil && signal == os.Interrupt {
+		g.t.Errorf("the gateway did not stop well: %v", err)
+	}
+}
+
+// send posts the events of some orders, each until it is answered 200.
+func (g *crashing) send(ctx context.Context, orders int) {
+	secrets, err := stripehook.ParseSecrets(crashSecret)
+	if err != nil {
+		g.t.Error(err)
+		return
+	}
+	for range orders {
+		story, err := sample.Scenario("partly-refunded-disputed-won", time.Now())
+		if err != nil {
+			g.t.Error(err)
+			return
+		}
+		for _, event := range story {
+			for post(ctx, "http://"+g.ingress+"/api/webhook", secrets[0], event.Body) != nil {
+				select {
+				case <-ctx.Done():
+					return
+				case <-time.After(20 * time.Millisecond): // as Stripe does, only sooner
+				}
+			}
+		}
+	}
+}
+
+// finished waits until the subscription has nothing left to do.
+func (g *crashing) finished(ctx context.Context, service ordergatev1.SubscriptionServiceClient) *ordergatev1.SubscriptionStats {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		response, err := service.GetSubscription(ctx, &ordergatev1.GetSubscriptionRequest{Subscription: "shipping"})
+		if err != nil {
+			g.t.Fatalf("the work does not end: %v", err)
+		}
+		stats := response.GetSubscription().GetStats()
+		if stats.GetBacklog() == 0 && stats.GetPendingOrders() == 0 {
+			return stats
+		}
+		select {
+		case <-ctx.Done():
+			g.t.Fatalf("the work does not end: %v", stats)
+		case <-tick.C:
+		}
+	}
+}
+
+// stored reads the ids of all events that the gateway has.
+func (g *crashing) stored(ctx context.Context) (ids []string) {
+	g.start(ctx)
+	defer g.end(os.Interrupt)
+	gateway, err := client.New(g.grpc, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	defer gateway.Close()
+	for message, err := range gateway.Watch(ctx, client.WatchOptions{FromBeginning: true}) {
+		if err != nil {
+			g.t.Fatal(err)
+		}
+		if event := message.GetEvent(); event != nil {
+			ids = append(ids, event.GetId())
+		}
+		if message.GetCaughtUp() != nil {
+			break
+		}
+	}
+	return ids
+}
+
+// ledger is what the workers were given and what they said, in one order of time.
+type ledger struct {
+	t *testing.T
+
+	mu      sync.Mutex
+	life    int
+	events  map[string]*worked // by event id
+	orders  map[string]*worked // the newest event that was delivered in this life, by order id
+	settled int
+
+	deliveries, again, nacked, expired, broken, killed int
+}
+
+// worked is what became of an event.
+type worked struct {
+	revision  int64
+	acked     bool // an acknowledgement was sent
+	confirmed bool // and answered OK
+	// The newest delivery, and how it ended.
+	life      int
+	delivered time.Time
+	lease     time.Duration
+	nacked    bool
+	broken    bool
+}
+
+func (l *ledger) reborn(signal os.Signal) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.life++
+	clear(l.orders)
+	l.t.Logf("life %d begins after %v: %d events settled, %d deliveries", l.life+1, signal, l.settled, l.deliveries)
+}
+
+func (l *ledger) now() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.life
+}
+
+// delivered notes a delivery, and checks that it may be one. It returns false for
+// one of a gateway that is dead.
+func (l *ledger) delivered(d *ordergatev1.Delivery, life int) bool {
+	event, order := d.GetEvent(), d.GetEvent().GetOrder()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if life != l.life {
+		return false
+	}
+	l.deliveries++
+	revision := order.GetRevision()
+	for earlier := int64(1); earlier < revision; earlier++ {
+		if before := l.events[fmt.Sprintf("%s.%d", order.GetId(), earlier)]; before == nil || !before.acked {
+			l.t.Errorf("%s is delivered, and revision %d was not acknowledged", event.GetId(), earlier)
+		}
+	}
+	if newest := l.orders[order.GetId()]; newest != nil && newest.revision > revision {
+		l.t.Errorf("%s is delivered after revision %d", event.GetId(), newest.revision)
+	}
+	now := time.Now()
+	e := l.events[event.GetId()]
+	if e == nil {
+		e = &worked{revision: revision}
+		l.events[event.GetId()] = e
+	} else {
+		l.again++
+		switch {
+		case e.confirmed:
+			l.t.Errorf("%s was acknowledged, that was answered OK, and it is delivered again (life %d, before %d, attempt %d)", event.GetId(), life, e.life, d.GetAttempt())
+		case e.life != life:
+			l.killed++
+		case e.broken:
+			l.broken++
+		case e.nacked:
+			l.nacked++
+		case now.Sub(e.delivered) >= e.lease-50*time.Millisecond:
+			l.expired++
+		default:
+			l.t.Errorf("%s is delivered again after %v, for no reason", event.GetId(), now.Sub(e.delivered))
+		}
+	}
+	e.life, e.delivered, e.lease, e.nacked, e.broken = life, now, crashDeadline, false, false
+	l.orders[order.GetId()] = e
+	return true
+}
+
+func (l *ledger) change(eventID string, change func(*worked)) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if e := l.events[eventID]; e != nil {
+		change(e)
+	}
+}
+
+func (l *ledger) confirmed(eventID string) {
+	l.change(eventID, func(e *worked) {
+		if !e.confirmed {
+			e.confirmed = true
+			l.settled++
+		}
+	})
+}
+
+// await waits until so many events are settled.
+func (l *ledger) await(ctx context.Context, n int) {
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		l.mu.Lock()
+		settled := l.settled
+		l.mu.Unlock()
+		if settled >= n || l.t.Failed() {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			l.t.Fatalf("only %d events were settled", settled)
+		case <-tick.C:
+		}
+	}
+}
+
+func (l *ledger) balance(stored []string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	missing := 0
+	for _, id := range stored {
+		if e := l.events[id]; e == nil || !e.acked {
+			missing++
+		}
+	}
+	l.t.Logf("events in ORDERS %d, acknowledged %d, answered OK %d, never acknowledged %d; deliveries %d, of these again %d: "+
+		"after a nack %d, a lease that ran out %d, a broken stream %d, the gateway's end %d",
+		len(stored), len(l.events), l.settled, missing, l.deliveries, l.again, l.nacked, l.expired, l.broken, l.killed)
+	if missing > 0 || len(stored) != len(l.events) || len(stored) < crashOrders {
+		l.t.Errorf("the books do not balance: %d events stored, %d delivered, %d never acknowledged", len(stored), len(l.events), missing)
+	}
+	for what, n := range map[string]int{"nack": l.nacked, "lease that ran out": l.expired, "broken stream": l.broken, "end of the gateway": l.killed} {
+		if n == 0 {
+			l.t.Errorf("no event came again after a %s: the test has not tried it", what)
+		}
+	}
+}
+
+// crashWorker is a worker that may do anything.
+type crashWorker struct {
+	id      string
+	service ordergatev1.SubscriptionServiceClient
+	ledger  *ledger
+	random  *rand.Rand
+	stalls  bool // it leaves some events to their leases, and never its stream
+}
+
+// inHand is a delivery without a result.
+type inHand struct {
+	event string
+	acked bool
+}
+
+// session is one stream, to some end.
+func (w *crashWorker) session(ctx context.Context, calm bool) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := w.service.Consume(ctx)
+	if err != nil {
+		return
+	}
+	window := int32(1 + w.random.IntN(20))
+	if stream.Send(&ordergatev1.ConsumeRequest{Open: &ordergatev1.ConsumeOpen{Subscription: "shipping", ClientId: w.id, MaxOutstandingEvents: window}}) != nil {
+		return
+	}
+	hand := map[string]inHand{} // by delivery ids
+	// Whatever is in hand when the stream ends goes back.
+	defer func() {
+		for _, in := range hand {
+			w.ledger.change(in.event, func(e *worked) { e.broken = true })
+		}
+	}()
+	life, draining := 0, false
+	for {
+		response, err := stream.Recv()
+		if err != nil {
+			return
+		}
+		if response.GetOpened() != nil {
+			life = w.ledger.now()
+		}
+		for _, result := range response.GetResults().GetResults() {
+			in := hand[result.GetDeliveryId()]
+			switch result.GetCode() {
+			case ordergatev1.DeliveryResultCode_DELIVERY_RESULT_CODE_OK:
+				if in.acked {
+					w.ledger.confirmed(in.event)
+				}
+			case ordergatev1.DeliveryResultCode_DELIVERY_RESULT_CODE_EXPIRED, ordergatev1.DeliveryResultCode_DELIVERY_RESULT_CODE_STALE_ATTEMPT:
+			default:
+				w.ledger.t.Errorf("%s: %v", in.event, result.GetCode())
+			}
+			delete(hand, result.GetDeliveryId())
+		}
+		delivery := response.GetDelivery()
+		if delivery == nil {
+			continue
+		}
+		id, deliveryID := delivery.GetEvent().GetId(), delivery.GetDeliveryId()
+		hand[deliveryID] = inHand{id, false}
+		if !w.ledger.delivered(delivery, life) {
+			return
+		}
+		request := &ordergatev1.ConsumeRequest{}
+		ack := func() {
+			w.ledger.change(id, func(e *worked) { e.acked = true })
+			hand[deliveryID] = inHand{id, true}
+			request.Acks = []string{deliveryID}
+		}
+		n := w.random.IntN(100)
+		if calm || draining {
+			n = 0
+		}
+		switch {
+		case n < 80:
+			ack()
+		case n < 90:
+			w.ledger.change(id, func(e *worked) { e.nacked = true })
+			nack := &ordergatev1.Nack{DeliveryId: deliveryID}
+			if n%2 == 0 {
+				nack.Delay = durationpb.New(time.Duration(w.random.IntN(300)) * time.Millisecond)
+			}
+			request.Nacks = []*ordergatev1.Nack{nack}
+		case w.stalls: // and leaves it to its lease
+			continue
+		case n < 95: // crash
+			return
+		case n < 98: // leave in order
+			ack()
+			request.Stop, draining = true, true
+		default: // half-close with something in hand
+			stream.CloseSend()
+			draining = true
+			continue
+		}
+		if stream.Send(request) != nil {
+			return
+		}
+	}
+}
