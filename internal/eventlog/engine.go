@@ -262,11 +262,15 @@ func (e *engine) ensureStream(ctx context.Context, cfg jetstream.StreamConfig) (
 		return nil, err
 	}
 	existing := stream.CachedInfo().Config
-	if existing.MaxAge == cfg.MaxAge && existing.AllowDirect == cfg.AllowDirect {
+	changed := existing
+	changed.AllowDirect = cfg.AllowDirect
+	if cfg.Name != ordersStream || cfg.MaxAge == 0 || existing.MaxAge != 0 && cfg.MaxAge > existing.MaxAge {
+		changed.MaxAge = cfg.MaxAge // else KeepOrders does, once it is known what must be kept
+	}
+	if changed.MaxAge == existing.MaxAge && changed.AllowDirect == existing.AllowDirect {
 		return stream, nil
 	}
-	existing.MaxAge, existing.AllowDirect = cfg.MaxAge, cfg.AllowDirect
-	return e.js.UpdateStream(ctx, existing)
+	return e.js.UpdateStream(ctx, changed)
 }
 
 // close ends the engine. It may be called on one that was only half opened.

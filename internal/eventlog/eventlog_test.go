@@ -1,12 +1,12 @@
 package eventlog
 
 import (
-	"os"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"

@@ -252,6 +252,32 @@ func orderRecord(subject string, sequence uint64, stored time.Time, header nats.
 	}
 }
 
+// KeepOrders keeps order events for at least so long, and no longer than that and
+// what is configured.
+func (l *Log) KeepOrders(ctx context.Context, atLeast time.Duration) error {
+	e, err := l.current()
+	if err != nil {
+		return err
+	}
+	if l.cfg.OrdersMaxAge == 0 { // for good
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	info, err := e.orders.Info(ctx)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	cfg := info.Config
+	if cfg.MaxAge = max(l.cfg.OrdersMaxAge, atLeast); cfg.MaxAge == info.Config.MaxAge {
+		return nil
+	}
+	if _, err := e.js.UpdateStream(ctx, cfg); err != nil {
+		return e.writeError(err)
+	}
+	return nil
+}
+
 // OrdersState is where the stream of order events stands.
 type OrdersState struct {
 	// LogID identifies the stream for as long as it lives, wherever it moves.

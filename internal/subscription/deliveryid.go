@@ -51,7 +51,7 @@ func decodeDeliveryID(text, uid string) (d deliveryID, ok bool) {
 		*n, b = value, b[size:]
 	}
 	d.order = string(b)
-	return d, true
+	return d, d.encode(uid) == text // varints can be written in more than one way; ids cannot
 }
 
 func deliveryChecksum(b []byte, uid string) uint32 {

@@ -139,7 +139,9 @@ func byTarget() laneHeap {
 
 // byDue orders lanes by when something is to be done, the earliest first.
 func byDue() laneHeap {
-	return laneHeap{less: func(a, b *lane) bool { return a.due.Before(b.due) }}
+	return laneHeap{less: func(a, b *lane) bool {
+		return a.due.Before(b.due) || a.due.Equal(b.due) && a.current < b.current
+	}}
 }
 
 func (h *laneHeap) Len() int           { return len(h.lanes) }

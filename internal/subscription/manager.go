@@ -94,6 +94,7 @@ func New(log *eventlog.Log, logger *slog.Logger) *Manager {
 	ctx, stop := context.WithCancel(context.Background())
 	m.stop = stop
 	m.background.Go(func() { m.watchLog(ctx) })
+	m.background.Go(func() { m.upkeep(ctx) })
 	return m
 }
 
