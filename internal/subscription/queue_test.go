@@ -350,6 +350,20 @@ func TestDeadLetters(t *testing.T) {
 	}
 }
 
+func TestEventThatCannotBeSentIsADeadLetter(t *testing.T) {
+	b := newBench(t, &ordergatev1.Subscription{})
+	w := b.attach("w", 10)
+	b.store("a", "b", "a")
+	d := b.take(w)
+	b.q.fault(d[0].ID, "it is damaged", b.now)
+	letter := b.q.lanes["a"].letters[0]
+	if letter.reason != ordergatev1.DeadLetterReason_DEAD_LETTER_REASON_GATEWAY_FAULT || letter.detail != "it is damaged" {
+		t.Errorf("dead letter %+v", letter)
+	}
+	b.want("behind it", b.given(w), "")
+	b.want("another order", b.ack(d[1]), "OK")
+}
+
 func TestRedriveNeverOvertakesItsOrder(t *testing.T) {
 	b := newBench(t, &ordergatev1.Subscription{DeadLetterPolicy: ordergatev1.DeadLetterPolicy_DEAD_LETTER_POLICY_SKIP})
 	w := b.attach("w", 10)
