@@ -56,6 +56,7 @@ type Subscription struct {
 	waiting *store        // the next store, once somebody waits for it
 	storing *store        // the one that is under way
 	saved   uint64        // the position that is stored
+	reading int           // how many orders' events are being read
 	full    bool          // it was said that too many orders are held back
 }
 
@@ -319,7 +320,7 @@ func (s *Subscription) CaughtUp() bool {
 	durable, _ := s.log.Frontier()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.q.position >= durable && len(s.q.unread) == 0 && s.q.ready.Len() == 0
+	return s.q.position >= durable && len(s.q.unread) == 0 && s.reading == 0 && s.q.ready.Len() == 0
 }
 
 // wanted returns what is to be read: lanes, and how many events in all.
@@ -330,6 +331,7 @@ func (s *Subscription) wanted() (lanes []laneRead, position, epoch uint64, want 
 		return nil, 0, 0, 0
 	}
 	lanes, want = s.q.wanted()
+	s.reading = len(lanes)
 	full := len(s.q.lanes) >= maxLanes
 	if full && !s.full {
 		s.logger.Error("too many orders are held back: no further events are looked at",
