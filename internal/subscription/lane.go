@@ -27,7 +27,7 @@ type lane struct {
 	index  int       // in the heap that the state goes with
 	listed bool      // in the queue's list of unread lanes
 	due    time.Time // when the lease or the delay ends
-	lease  uint64    // the newest delivery of the target in this life; 0: none
+	lease  uint64    // the newest delivery of the lane in this life; 0: none
 	worker *Worker   // who has the target, while it is leased
 
 	// Of the target: its sequence, and, since it was read, its size in bytes, its

@@ -384,15 +384,13 @@ func (s *Subscription) restoreHeads(ctx context.Context, heads []head) error {
 	return reading.Wait()
 }
 
-// restoreHead puts the head of an order back, and what is behind it.
+// restoreHead puts the head of an order back, and what is behind it. A record of
+// the order is older than the place, or came with one that was lost.
 func (q *queue) restoreHead(order string, h head, next uint64, stored time.Time) {
 	l := q.lanes[order]
 	if l == nil {
 		l = &lane{order: order}
 		q.lanes[order] = l
-	}
-	if l.head != nil && l.head.sequence <= h.sequence {
-		return // its record tells more
 	}
 	l.head, l.next, l.more, l.covered = &item{sequence: h.sequence, stored: stored, attempts: int(h.attempts)}, next, next != 0, false
 	q.loose[l] = true

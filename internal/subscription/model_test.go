@@ -125,8 +125,10 @@ func (w *world) step(seeks bool) {
 		w.settle()
 	case n < 84:
 		w.now = w.now.Add(time.Duration(w.random.IntN(8000)) * time.Millisecond)
-	case n < 92:
+	case n < 91:
 		w.store(4)
+	case n < 92:
+		w.store(w.random.IntN(4)) // and then the log fails
 	case n < 94:
 		w.deadLetters()
 	case n < 95:
@@ -135,7 +137,11 @@ func (w *world) step(seeks bool) {
 		w.restart("kill", func() { w.store(w.random.IntN(5)) })
 	case n < 98:
 		w.restart("power cut", func() { w.store(w.random.IntN(5)); w.cutPower() })
-	case n < 99 && seeks:
+	case n < 99:
+		w.note("the log is opened again")
+		w.cutPower()
+		w.q.doubt()
+	case seeks:
 		w.seek()
 	}
 	w.q.tick(w.now)
@@ -306,6 +312,12 @@ func (w *world) store(steps int) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
+	if w.random.IntN(2) == 0 { // other things happen while it is written
+		w.read()
+		w.settle()
+		w.q.tick(w.now)
+		w.q.dispatch(w.now)
+	}
 	records := func() { w.held = append(w.held, merged(w.held[len(w.held)-1], c.records, nil)) }
 	flush := func() {
 		if c.flush || c.seeked {
@@ -313,7 +325,14 @@ func (w *world) store(steps int) {
 		}
 	}
 	put := func() { w.places = append(w.places, string(c.place)) }
-	remove := func() { w.held = append(w.held, merged(w.held[len(w.held)-1], nil, c.gone)) }
+	remove := func() {
+		for order := range w.held[len(w.held)-1] {
+			if c.sweep && c.records[order] == nil {
+				c.gone = append(c.gone, order)
+			}
+		}
+		w.held = append(w.held, merged(w.held[len(w.held)-1], nil, c.gone))
+	}
 	order := []func(){records, flush, put, remove}
 	if c.seeked {
 		order = []func(){put, records, flush, remove}
@@ -345,8 +364,20 @@ func merged(old map[string]string, put map[string][]byte, gone []string) map[str
 
 // cutPower takes back some of what was not flushed, of each file by itself.
 func (w *world) cutPower() {
-	w.places = w.places[:w.flushed[0]+w.random.IntN(len(w.places)-w.flushed[0]+1)]
-	w.held = w.held[:w.flushed[1]+w.random.IntN(len(w.held)-w.flushed[1]+1)]
+	for i, unflushed := range []int{len(w.places) - w.flushed[0], len(w.held) - w.flushed[1]} {
+		left := w.flushed[i]
+		switch w.random.IntN(3) {
+		case 0:
+			left += unflushed
+		case 1:
+			left += w.random.IntN(unflushed + 1)
+		}
+		if i == 0 {
+			w.places = w.places[:left]
+		} else {
+			w.held = w.held[:left]
+		}
+	}
 	w.stored = map[uint64]bool{}
 }
 
@@ -400,9 +431,18 @@ func (w *world) deadLetters() {
 func (w *world) seek() {
 	to := uint64(w.random.IntN(len(w.log) + 1))
 	w.note("seek behind %d", to)
+	before := *w
 	w.q.seek(to, w.now)
 	w.seekFloor, w.acked, w.lately, w.stored, w.newest = to, map[uint64]bool{}, map[uint64]bool{}, map[uint64]bool{}, map[string]uint64{}
 	w.buried = map[uint64]bool{}
+	epoch := w.q.epoch
+	if steps := w.random.IntN(6); steps < 4 {
+		w.restart("kill while seeking", func() { w.store(steps) })
+		if w.q.epoch != epoch { // then nothing has happened
+			w.seekFloor, w.acked, w.stored, w.buried = before.seekFloor, before.acked, before.stored, before.buried
+		}
+		return
+	}
 	w.store(4)
 	w.flushed = [2]int{len(w.places), len(w.held)}
 }

@@ -97,7 +97,6 @@ func (q *queue) arrive(record *eventlog.OrderRecord, wanted bool, now time.Time)
 				q.read(l, record, now)
 			}
 		}
-	case record.Sequence <= l.head.sequence: // the record of the lane tells more
 	case l.next == 0 && !l.more:
 		l.next = record.Sequence
 	default:
@@ -193,9 +192,7 @@ func (q *queue) place(l *lane, now time.Time) {
 	default:
 		l.state = laneUnread
 	}
-	if l.current != target.sequence {
-		l.current, l.lease = target.sequence, 0
-	}
+	l.current = target.sequence
 	switch l.state {
 	case laneDelayed:
 		l.event = nil

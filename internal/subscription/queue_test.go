@@ -175,6 +175,19 @@ func TestWindowIsCountedPerClient(t *testing.T) {
 	}
 }
 
+func TestWindowIsKeptWhenMoreIsRead(t *testing.T) {
+	b := newBench(t, &ordergatev1.Subscription{})
+	w := b.attach("a", 3)
+	for i := range 10 {
+		b.store(fmt.Sprintf("order%d", i))
+		b.q.arrive(b.log[i], true, b.now)
+	}
+	b.q.dispatch(b.now)
+	if n := len(b.q.take(w, b.now)); n != 3 {
+		t.Errorf("%d events are out, the window is 3", n)
+	}
+}
+
 func TestWindowOfBytes(t *testing.T) {
 	b := newBench(t, &ordergatev1.Subscription{})
 	w := b.attach("a", 100)
@@ -229,6 +242,45 @@ func TestLateAcknowledgementCountsUntilTheEventIsOutAgain(t *testing.T) {
 	b.want("the same again", b.ack(d), "OK")
 	w.stopped = false
 	b.want("the next event", b.given(w), "a2")
+}
+
+func TestOnlyTheNewestDeliveryCanBeSettled(t *testing.T) {
+	b := newBench(t, &ordergatev1.Subscription{})
+	w := b.attach("w", 1)
+	b.store("a")
+	first := b.take(w)[0]
+	before, _ := decodeDeliveryID(first.ID, "uid")
+	before.life = 7 // of another gateway
+	b.nack(first, retry, 0)
+	second := b.take(w)[0]
+	b.want("an ack of the first", b.ack(first), "STALE_ATTEMPT")
+	b.want("an ack from before a restart", short(b.q.ack(before.encode("uid"), b.now)), "STALE_ATTEMPT")
+	w.stopped = true
+	b.q.giveBack(b.q.lanes["a"], "", b.now)
+	b.want("an ack of the first while none is out", b.ack(first), "STALE_ATTEMPT")
+	b.want("an ack of the second", b.ack(second), "OK")
+}
+
+func TestAttemptsOutliveARestart(t *testing.T) {
+	b := newBench(t, &ordergatev1.Subscription{})
+	w := b.attach("w", 1)
+	b.store("a")
+	for range 3 {
+		b.nack(b.take(w)[0], retry, 0)
+	}
+	c, err := b.q.collect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := decodePlace(c.place)
+	if err != nil || len(p.heads) != 1 {
+		t.Fatal(p, err)
+	}
+	b.q = newQueue("uid", b.q.settings, 2)
+	b.q.position = p.position
+	b.q.restoreHead("a", p.heads[0], 0, b.now)
+	b.q.restored(b.now)
+	b.want("after the restart", b.given(b.attach("w", 1)), "a1x4")
 }
 
 func TestLeasesEndWithTheirStream(t *testing.T) {
