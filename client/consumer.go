@@ -387,9 +387,9 @@ func (c *consumer) deliver(d *ordergatev1.Delivery) {
 		return // delivery ids are unique
 	}
 	t := c.tasks[event]
-	if t != nil && t.state == taskFinished && t.nack.GetAction() == ordergatev1.NackAction_NACK_ACTION_RETRY && !t.sent.IsZero() {
-		// Another attempt was asked for on this stream, and this is it: it was
-		// faster than the result.
+	if t != nil && t.session == c.sessions && !t.sent.IsZero() && t.nack.GetAction() == ordergatev1.NackAction_NACK_ACTION_RETRY {
+		// Another attempt was asked for while the lease lasted, and this is it: it
+		// was faster than the result.
 		c.forget(t)
 		t = nil
 	}
