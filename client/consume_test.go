@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -1507,4 +1508,63 @@ func TestConsumeLeavesNothing(t *testing.T) {
 			}
 		}
 	})
+}
+
+// BenchmarkConsume is what the client costs, with grpc over a network in memory
+// and the least of a gateway, in the same process: one that stores nothing.
+func BenchmarkConsume(b *testing.B) {
+	d := newDesk(b)
+	d.scenes = []func(*line) error{func(l *line) error {
+		l.opened(30 * time.Second)
+		window := make(chan struct{}, 1000)
+		var sending sync.Mutex
+		send := func(m *ordergatev1.ConsumeResponse) {
+			sending.Lock()
+			defer sending.Unlock()
+			l.s.Send(m)
+		}
+		go func() {
+			m := delivery("cs_0.1#1")
+			for i := range b.N {
+				select {
+				case window <- struct{}{}:
+				case <-l.s.Context().Done():
+					return
+				}
+				m.GetDelivery().DeliveryId = fmt.Sprint(i)
+				m.GetDelivery().Event = &ordergatev1.OrderEvent{Id: m.GetDelivery().GetDeliveryId(), Order: &ordergatev1.Order{Id: m.GetDelivery().GetDeliveryId()}}
+				send(m)
+			}
+		}()
+		messages := 0
+		for settled := 0; settled < b.N; messages++ {
+			r, err := l.s.Recv()
+			if err != nil {
+				return err
+			}
+			results := &ordergatev1.DeliveryResults{}
+			for _, id := range r.GetAcks() {
+				results.Results = append(results.Results, &ordergatev1.DeliveryResult{DeliveryId: id, Code: ok})
+				<-window
+			}
+			settled += len(r.GetAcks())
+			send(&ordergatev1.ConsumeResponse{Payload: &ordergatev1.ConsumeResponse_Results{Results: results}})
+		}
+		b.ReportMetric(float64(b.N)/float64(messages), "acks/message")
+		return nil
+	}}
+	var left atomic.Int64
+	left.Store(int64(b.N))
+	ctx, cancel := context.WithCancel(b.Context())
+	b.ResetTimer()
+	err := d.client(b).Consume(ctx, "shipping", func(context.Context, *client.Delivery) error {
+		if left.Add(-1) == 0 {
+			cancel()
+		}
+		return nil
+	}, client.ConsumeOptions{Concurrency: 100, MaxOutstandingEvents: 1000})
+	if err != nil {
+		b.Error(err)
+	}
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "events/s")
 }
