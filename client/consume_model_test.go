@@ -158,7 +158,7 @@ func (m *model) extend(id string) *ordergatev1.DeliveryResult {
 
 func (m *model) Acknowledge(_ context.Context, r *ordergatev1.AcknowledgeRequest) (*ordergatev1.AcknowledgeResponse, error) {
 	m.state.Lock()
-	away := m.fault("Acknowledge refused", 4)
+	away := m.fault("Acknowledge refused", 2)
 	m.state.Unlock()
 	if away {
 		return nil, errAway

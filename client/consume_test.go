@@ -17,6 +17,7 @@ import (
 	"unicode/utf8"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -163,12 +164,19 @@ func TestConsumeHandlerExits(t *testing.T) {
 	})
 }
 
+// slowStream takes a second to send.
+type slowStream struct{ grpc.ClientStream }
+
+func (s slowStream) SendMsg(m any) error {
+	time.Sleep(time.Second)
+	return s.ClientStream.SendMsg(m)
+}
+
 // Settlements gather while a message is on its way, up to 1,000.
 func TestConsumeBatches(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		const events = 3000
+		const events = 2500
 		var sizes []int
-		acked := 0
 		release := make(chan struct{})
 		d := newDesk(t, func(l *line) error {
 			l.opened(30 * time.Second)
@@ -177,7 +185,7 @@ func TestConsumeBatches(t *testing.T) {
 			}
 			l.rest()
 			close(release)
-			for acked < events {
+			for acked := 0; acked < events; {
 				acks := l.next()
 				sizes, acked = append(sizes, len(acks)), acked+len(acks)
 				for _, a := range acks {
@@ -186,10 +194,15 @@ func TestConsumeBatches(t *testing.T) {
 			}
 			return l.serve()
 		})
-		w := consume(t, d.client(t), func(context.Context, *client.Delivery) error { <-release; return nil }, client.ConsumeOptions{Concurrency: events})
-		pass(time.Second)
+		slow := grpc.WithStreamInterceptor(func(ctx context.Context, desc *grpc.StreamDesc, conn *grpc.ClientConn, method string, streamer grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+			stream, err := streamer(ctx, desc, conn, method, opts...)
+			return slowStream{stream}, err
+		})
+		w := consume(t, d.client(t, slow), func(context.Context, *client.Delivery) error { <-release; return nil }, client.ConsumeOptions{Concurrency: events})
+		pass(10 * time.Second)
 		w.stop()
-		if slices.Max(sizes) > 1000 || len(sizes) > events/20 {
+		// The first few, and then all that the message has room for.
+		if len(sizes) != 4 && len(sizes) != 3 || sizes[1] != 1000 {
 			t.Errorf("messages of %v settlements", sizes)
 		}
 	})
@@ -799,7 +812,9 @@ func TestConsumeExtends(t *testing.T) {
 				stopped := false
 				for len(w.ends) > 0 || !stopped {
 					heard := l.next()
-					w.messages++
+					if strings.HasPrefix(heard[len(heard)-1], "extend ") {
+						w.messages++
+					}
 					for _, word := range heard {
 						if word == "stop" {
 							stopped = true
@@ -838,8 +853,8 @@ func TestConsumeExtends(t *testing.T) {
 			if w.closest < deadline/2 {
 				t.Errorf("of %v, a lease had only %v left", deadline, w.closest)
 			}
-			if w.messages > 110 {
-				t.Errorf("%d messages", w.messages)
+			if w.messages > 70 {
+				t.Errorf("%d messages with extensions", w.messages)
 			}
 			expect(t, "streams", 1, d.calls())
 		})
@@ -929,10 +944,10 @@ func TestConsumeTellsResultsApart(t *testing.T) {
 				return l.serve(&said)
 			})
 			w := consume(t, d.client(t), func(ctx context.Context, got *client.Delivery) error {
-				time.Sleep(6500 * time.Millisecond)
+				time.Sleep(9500 * time.Millisecond)
 				return nil
 			}, client.ConsumeOptions{})
-			pass(10 * time.Second)
+			pass(20 * time.Second)
 			w.stop()
 			expect(t, "first", []string{"extend cs_1.1#1", "ack cs_1.1#1"}, first)
 			expect(t, "said", []string{"ack cs_1.1#1", "stop"}, slices.DeleteFunc(said, func(s string) bool { return strings.HasPrefix(s, "extend") }))
@@ -1425,39 +1440,28 @@ func TestConsumeLies(t *testing.T) {
 	})
 }
 
-// What is beyond the window is not kept; what is in hand is dealt with.
+// Of what is beyond the window only so much is kept; what is in hand is dealt
+// with.
 func TestConsumeBeyondTheWindow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		const window, sent = 10, 20_000
+		const concurrency, window, sent = 2, 10, 1000
 		var said []string
-		payload := strings.Repeat("x", 1000)
 		d := newDesk(t, func(l *line) error {
 			l.opened(30 * time.Second)
 			for i := range sent {
-				m := delivery(fmt.Sprintf("cs_%d.1#1", i))
-				m.GetDelivery().Event.Note = payload
-				l.send(m)
+				l.deliver(fmt.Sprintf("cs_%d.1#1", i))
 			}
+			clear(l.out)
 			return l.serve(&said)
 		})
-		var before, after runtime.MemStats
-		runtime.GC()
-		runtime.ReadMemStats(&before)
 		release := make(chan struct{})
 		w := consume(t, d.client(t), func(context.Context, *client.Delivery) error { <-release; return nil },
-			client.ConsumeOptions{Concurrency: 2, MaxOutstandingEvents: window})
+			client.ConsumeOptions{Concurrency: concurrency, MaxOutstandingEvents: window})
 		synctest.Wait()
-		runtime.GC()
-		runtime.ReadMemStats(&after)
-		if grown := int64(after.HeapAlloc) - int64(before.HeapAlloc); grown > 5<<20 {
-			t.Errorf("%d bytes more", grown)
-		}
 		close(release)
 		synctest.Wait()
 		w.stop()
-		if len(said) < window+1 || len(said) > 3*window {
-			t.Errorf("%d settlements", len(said))
-		}
+		expect(t, "settled", 2*window+concurrency, len(said)-1)
 	})
 }
 

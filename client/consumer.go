@@ -473,9 +473,9 @@ func (c *consumer) unqueue(t *task) {
 	}
 }
 
-// pulse is how often leases are looked at. A lease that is as old as that is
+// pulse is how often leases are looked at. A lease that is three times as old is
 // extended, so before two fifths of its time are over.
-func (s *session) pulse() time.Duration { return s.deadline / 5 }
+func (s *session) pulse() time.Duration { return s.deadline / 10 }
 
 // lookAfter extends leases, and finds what takes too long.
 func (c *consumer) lookAfter() {
@@ -501,7 +501,7 @@ func (c *consumer) lookAfter() {
 		case t.session != c.sessions && now.Sub(s.opened) < s.deadline:
 			// The lease ended with its stream. If the event does not come again
 			// here, then extending finds out that it went elsewhere.
-		case now.Sub(t.leased) >= s.pulse():
+		case now.Sub(t.leased) >= 3*s.pulse():
 			t.renew = true
 			c.extensions = append(c.extensions, t)
 		}
