@@ -236,11 +236,12 @@ func (m *model) Consume(s grpc.BidiStreamingServer[ordergatev1.ConsumeRequest, o
 		}
 		broken, drain := m.fault("broken", 150), !draining && m.fault("drained", 200)
 		silent, over := m.fault("silent", 300), draining && m.fault("drained for too long", 20)
+		brokenLate := stopped && mine > 0 && m.fault("broken while it stops", 10)
 		m.state.Unlock()
 		switch {
 		case stopped && mine == 0:
 			return nil
-		case draining && mine == 0, broken, over:
+		case draining && mine == 0, broken, over, brokenLate:
 			return errAway
 		case silent:
 			<-s.Context().Done()
@@ -378,7 +379,7 @@ func TestConsumeOnAnUnluckyDay(t *testing.T) {
 			expect(t, "orders", orders, len(handled))
 		})
 	}
-	for _, fault := range []string{"refused", "never opened", "broken", "drained", "silent", "the log is away", "stored, but it is not known", "not extended", "Acknowledge refused", "drained for too long"} {
+	for _, fault := range []string{"refused", "never opened", "broken", "broken while it stops", "drained", "silent", "the log is away", "stored, but it is not known", "not extended", "Acknowledge refused", "drained for too long"} {
 		if faults[fault] == 0 {
 			t.Errorf("this never happened: %s", fault)
 		}
