@@ -1365,37 +1365,6 @@ func TestConsumeErrorWhileStopping(t *testing.T) {
 	})
 }
 
-// endingStream ends the context just before the stream's error is known.
-type endingStream struct {
-	grpc.ClientStream
-	end func()
-}
-
-func (s endingStream) RecvMsg(m any) error {
-	err := s.ClientStream.RecvMsg(m)
-	if err != nil {
-		s.end()
-	}
-	return err
-}
-
-func TestConsumeErrorAndStopAtOnce(t *testing.T) {
-	for range 20 {
-		synctest.Test(t, func(t *testing.T) {
-			ctx, cancel := context.WithCancel(t.Context())
-			defer cancel()
-			ending := grpc.WithStreamInterceptor(func(ctx context.Context, desc *grpc.StreamDesc, conn *grpc.ClientConn, method string, streamer grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
-				stream, err := streamer(ctx, desc, conn, method, opts...)
-				return endingStream{stream, cancel}, err
-			})
-			d := newDesk(t, func(*line) error { return status.Error(codes.NotFound, "gone") })
-			if err := d.client(t, ending).Consume(ctx, "shipping", nil, client.ConsumeOptions{}); err != nil {
-				t.Error(err)
-			}
-		})
-	}
-}
-
 func TestConsumeExpired(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		info := &errdetails.ErrorInfo{Domain: "ordergate", Reason: "RESUME_TOKEN_EXPIRED", Metadata: map[string]string{"earliest_resume_token": "9"}}
