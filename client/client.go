@@ -1,9 +1,14 @@
 // Package client is what a Go program uses to hear of orders from an ordergate:
 // it connects, comes back when the connection breaks, and goes on where it was.
 //
-// Delivery is at least once. Make what you do for an order event idempotent by
-// the event's id, and keep the resume token of what you have finished with:
-// with it, the next start of the program goes on from there.
+// [Client.Consume] is for workers: the gateway remembers, by the name of a
+// subscription, which events were acknowledged, and shares them among the
+// workers of that name. [Client.Watch] is for those who keep their place
+// themselves: store the resume token of what you have finished with, and the
+// next start of the program goes on from there.
+//
+// Delivery is at least once with both. Make what you do for an order event
+// idempotent by the event's id.
 package client
 
 import (
@@ -13,7 +18,6 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
@@ -21,18 +25,15 @@ import (
 	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
 )
 
-const (
-	// maxMessageBytes is the largest message taken: an event of the gateway's
-	// largest --max-body-bytes, and room.
-	maxMessageBytes = 64 << 20
-	// maxPause bounds how long is waited between two tries, before jitter.
-	maxPause = 10 * time.Second
-)
+// maxMessageBytes is the largest message taken: an event of the gateway's
+// largest --max-body-bytes, and room.
+const maxMessageBytes = 64 << 20
 
 // Client is a connection to a gateway. It may be used by several goroutines.
 type Client struct {
-	conn   *grpc.ClientConn
-	orders ordergatev1.OrderServiceClient
+	conn          *grpc.ClientConn
+	orders        ordergatev1.OrderServiceClient
+	subscriptions ordergatev1.SubscriptionServiceClient
 }
 
 // New returns a client of the gateway at target, HOST:PORT or another name that
@@ -61,11 +62,11 @@ func New(target string, options ...grpc.DialOption) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Client{conn, ordergatev1.NewOrderServiceClient(conn)}, nil
+	return &Client{conn, ordergatev1.NewOrderServiceClient(conn), ordergatev1.NewSubscriptionServiceClient(conn)}, nil
 }
 
-// Close ends the connection. A watch that is under way ends with an error of
-// the code CANCELED.
+// Close ends the connection. A Watch or Consume that is under way ends with an
+// error of the code CANCELED.
 func (c *Client) Close() error { return c.conn.Close() }
 
 func (c *Client) closed() bool { return c.conn.GetState() == connectivity.Shutdown }
@@ -97,24 +98,4 @@ func explained(err error) error {
 		}
 	}
 	return err
-}
-
-// permanent reports whether another try would end like this one.
-func permanent(err error) bool {
-	switch status.Code(err) {
-	case codes.InvalidArgument, codes.OutOfRange, codes.NotFound, codes.AlreadyExists, codes.FailedPrecondition,
-		codes.PermissionDenied, codes.Unauthenticated, codes.Unimplemented:
-		return true
-	}
-	return false
-}
-
-// retryDelay is how long the gateway asks to wait before the next try.
-func retryDelay(err error) time.Duration {
-	for _, detail := range status.Convert(err).Details() {
-		if info, ok := detail.(*errdetails.RetryInfo); ok {
-			return info.GetRetryDelay().AsDuration()
-		}
-	}
-	return 0
 }

@@ -2,9 +2,11 @@ package client_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log"
 	"net"
+	"sync/atomic"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -46,15 +48,56 @@ func ExampleClient_Watch() {
 	// that is all for now
 }
 
+// A worker that ships what is to be shipped. The gateway goes away in the
+// middle, which the handler does not notice.
+func ExampleClient_Consume() {
+	gateway, stop := startExampleGateway()
+	defer stop()
+
+	c, err := client.New(gateway, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer c.Close()
+	// A program ends it on a signal, by signal.NotifyContext.
+	ctx, finish := context.WithCancel(context.Background())
+	defer finish()
+	ship := func(_ context.Context, delivery *client.Delivery) error {
+		order := delivery.Event.GetOrder()
+		if !order.GetLivemode() {
+			return client.Skip(errors.New("an order of Stripe's test mode"))
+		}
+		fmt.Println("ship", order.GetId())
+		if order.GetId() == "cs_live_3" {
+			finish()
+		}
+		return nil
+	}
+	err = c.Consume(ctx, "shipping", ship, client.ConsumeOptions{Concurrency: 1, Create: &ordergatev1.Subscription{}})
+	if err != nil {
+		log.Fatal(err) // another try would not change it
+	}
+	fmt.Println("stopped, and everything is settled")
+	// Output:
+	// ship cs_live_1
+	// ship cs_live_3
+	// stopped, and everything is settled
+}
+
 // exampleGateway has three orders, and goes away after the second.
 type exampleGateway struct {
 	ordergatev1.UnimplementedOrderServiceServer
+	ordergatev1.UnimplementedSubscriptionServiceServer
+	streams *atomic.Int32 // of Consume
+}
+
+func exampleOrder(id string, livemode bool) *ordergatev1.OrderEvent {
+	return &ordergatev1.OrderEvent{Id: id + ".1", Order: &ordergatev1.Order{Id: id, Livemode: new(livemode), Directive: ordergatev1.Directive_DIRECTIVE_SHIP}}
 }
 
 func (exampleGateway) WatchOrders(request *ordergatev1.WatchOrdersRequest, stream grpc.ServerStreamingServer[ordergatev1.WatchOrdersResponse]) error {
 	order := func(id string, livemode bool) *ordergatev1.WatchOrdersResponse {
-		o := &ordergatev1.Order{Id: id, Livemode: new(livemode), Directive: ordergatev1.Directive_DIRECTIVE_SHIP}
-		return &ordergatev1.WatchOrdersResponse{ResumeToken: id, Payload: &ordergatev1.WatchOrdersResponse_Event{Event: &ordergatev1.OrderEvent{Id: id + ".1", Order: o}}}
+		return &ordergatev1.WatchOrdersResponse{ResumeToken: id, Payload: &ordergatev1.WatchOrdersResponse_Event{Event: exampleOrder(id, livemode)}}
 	}
 	if request.GetResumeToken() == "" {
 		stream.Send(order("cs_live_1", true))
@@ -65,13 +108,43 @@ func (exampleGateway) WatchOrders(request *ordergatev1.WatchOrdersRequest, strea
 	return stream.Send(&ordergatev1.WatchOrdersResponse{ResumeToken: "end", Payload: &ordergatev1.WatchOrdersResponse_CaughtUp{CaughtUp: &ordergatev1.CaughtUp{}}})
 }
 
+func (g exampleGateway) Consume(stream grpc.BidiStreamingServer[ordergatev1.ConsumeRequest, ordergatev1.ConsumeResponse]) error {
+	events := []*ordergatev1.OrderEvent{exampleOrder("cs_live_1", true), exampleOrder("cs_test_2", false)}
+	if g.streams.Add(1) > 1 {
+		events = []*ordergatev1.OrderEvent{exampleOrder("cs_live_3", true)}
+	}
+	stream.Send(&ordergatev1.ConsumeResponse{Payload: &ordergatev1.ConsumeResponse_Opened{Opened: &ordergatev1.ConsumeOpened{}}})
+	for _, event := range events {
+		stream.Send(&ordergatev1.ConsumeResponse{Payload: &ordergatev1.ConsumeResponse_Delivery{Delivery: &ordergatev1.Delivery{DeliveryId: event.GetId(), Event: event, Attempt: 1}}})
+	}
+	for unsettled := len(events); unsettled > 0; {
+		request, err := stream.Recv()
+		if err != nil {
+			return err
+		}
+		ids := request.GetAcks()
+		for _, nack := range request.GetNacks() {
+			ids = append(ids, nack.GetDeliveryId())
+		}
+		results := &ordergatev1.DeliveryResults{}
+		for _, id := range ids {
+			results.Results = append(results.Results, &ordergatev1.DeliveryResult{DeliveryId: id, Code: ordergatev1.DeliveryResultCode_DELIVERY_RESULT_CODE_OK})
+		}
+		stream.Send(&ordergatev1.ConsumeResponse{Payload: &ordergatev1.ConsumeResponse_Results{Results: results}})
+		unsettled -= len(ids)
+	}
+	return status.Error(codes.Unavailable, "gone")
+}
+
 func startExampleGateway() (addr string, stop func()) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		log.Fatal(err)
 	}
 	server := grpc.NewServer()
-	ordergatev1.RegisterOrderServiceServer(server, exampleGateway{})
+	gateway := exampleGateway{streams: new(atomic.Int32)}
+	ordergatev1.RegisterOrderServiceServer(server, gateway)
+	ordergatev1.RegisterSubscriptionServiceServer(server, gateway)
 	go server.Serve(listener)
 	return listener.Addr().String(), server.Stop
 }

@@ -1,32 +1,15 @@
 package client
 
 import (
+	"cmp"
 	"context"
-	"errors"
-	"fmt"
-	"io"
 	"iter"
 	"time"
 
-	"github.com/cenkalti/backoff/v5"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
-)
-
-const (
-	// The gateway's bounds of a heartbeat interval.
-	defaultHeartbeat = 15 * time.Second
-	minHeartbeat     = time.Second
-	maxHeartbeat     = 10 * time.Minute
-	// missedHeartbeats is after how many intervals of silence a stream is taken
-	// for dead.
-	missedHeartbeats = 3
-	// maxRetryDelay bounds the wait that a gateway can ask for.
-	maxRetryDelay = time.Minute
 )
 
 // WatchOptions say from where and what to watch. The zero value watches
@@ -90,10 +73,7 @@ func (c *Client) Watch(ctx context.Context, options WatchOptions) iter.Seq2[*ord
 }
 
 func (o *WatchOptions) request() *ordergatev1.WatchOrdersRequest {
-	request := &ordergatev1.WatchOrdersRequest{Filter: o.Filter, HeartbeatInterval: durationpb.New(defaultHeartbeat)}
-	if o.Heartbeat != 0 {
-		request.HeartbeatInterval = durationpb.New(o.Heartbeat)
-	}
+	request := &ordergatev1.WatchOrdersRequest{Filter: o.Filter, HeartbeatInterval: durationpb.New(cmp.Or(o.Heartbeat, defaultHeartbeat))}
 	switch {
 	case o.ResumeToken != "":
 		request.Start = &ordergatev1.WatchOrdersRequest_ResumeToken{ResumeToken: o.ResumeToken}
@@ -116,8 +96,7 @@ type watch struct {
 // run reads one stream after the other until ctx ends, the loop is left, or an
 // error is permanent.
 func (w *watch) run(ctx context.Context) error {
-	pause := backoff.NewExponentialBackOff()
-	pause.MaxInterval = maxPause
+	tries := newTries(w.onRetry)
 	for ctx.Err() == nil {
 		received, err := w.read(ctx)
 		if err == nil || ctx.Err() != nil {
@@ -127,15 +106,9 @@ func (w *watch) run(ctx context.Context) error {
 			return explained(err)
 		}
 		if received {
-			pause.Reset()
+			tries.reset()
 		}
-		// On top of what the gateway asks for, lest all its watchers come back
-		// in the same moment.
-		wait := min(max(retryDelay(err), 0), maxRetryDelay) + pause.NextBackOff()
-		if w.onRetry != nil {
-			w.onRetry(err, wait)
-		}
-		timer := time.NewTimer(wait)
+		timer := time.NewTimer(tries.wait(err))
 		select {
 		case <-ctx.Done():
 			timer.Stop()
@@ -150,8 +123,8 @@ func (w *watch) run(ctx context.Context) error {
 func (w *watch) read(ctx context.Context) (received bool, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	patience := missedHeartbeats * min(max(w.request.GetHeartbeatInterval().AsDuration(), minHeartbeat), maxHeartbeat)
-	errSilent := fmt.Errorf("nothing came from the gateway for %v", patience)
+	patience := patienceOf(w.request.GetHeartbeatInterval().AsDuration())
+	errSilent := silence(patience)
 	silence := time.AfterFunc(patience, func() { cancel(errSilent) })
 	defer silence.Stop()
 
@@ -179,8 +152,5 @@ func (w *watch) read(ctx context.Context) (received bool, err error) {
 	if context.Cause(ctx) == errSilent {
 		return received, errSilent
 	}
-	if errors.Is(err, io.EOF) {
-		return received, status.Error(codes.Unavailable, "the gateway ended the stream")
-	}
-	return received, err
+	return received, ended(err)
 }

@@ -43,43 +43,61 @@ type (
 	stream   = grpc.ServerStreamingServer[response]
 )
 
-// gateway is a scripted OrderService behind a network in memory, so that it may
-// live in a synctest bubble. Each WatchOrders call plays the next scene; after
-// the last one, streams stay silent until they end.
-type gateway struct {
-	ordergatev1.UnimplementedOrderServiceServer
+// host is a gRPC server behind a network in memory, so that it may live in a
+// synctest bubble.
+type host struct {
+	register func(*grpc.Server)
 
 	mu       sync.Mutex
-	scenes   []func(stream) error
-	requests []*request // one of each call
 	server   *grpc.Server
 	listener *bufconn.Listener
 	dials    int
 }
 
-func newGateway(t *testing.T, scenes ...func(stream) error) *gateway {
-	g := &gateway{scenes: scenes}
-	g.start()
-	t.Cleanup(func() { g.server.Stop() })
-	return g
-}
-
-// start brings the gateway up, for the first time or after it was stopped.
-func (g *gateway) start() {
+// start brings the server up, for the first time or after it was stopped.
+func (h *host) start() {
 	server, listener := grpc.NewServer(), bufconn.Listen(1<<16)
-	ordergatev1.RegisterOrderServiceServer(server, g)
-	g.mu.Lock()
-	g.server, g.listener = server, listener
-	g.mu.Unlock()
+	h.register(server)
+	h.mu.Lock()
+	h.server, h.listener = server, listener
+	h.mu.Unlock()
 	go server.Serve(listener)
 }
 
-func (g *gateway) dial(ctx context.Context, _ string) (net.Conn, error) {
-	g.mu.Lock()
-	g.dials++
-	listener := g.listener
-	g.mu.Unlock()
+func (h *host) dial(ctx context.Context, _ string) (net.Conn, error) {
+	h.mu.Lock()
+	h.dials++
+	listener := h.listener
+	h.mu.Unlock()
 	return listener.DialContext(ctx)
+}
+
+func (h *host) client(t testing.TB, options ...grpc.DialOption) *client.Client {
+	t.Helper()
+	c, err := client.New("passthrough:gateway", append([]grpc.DialOption{grpc.WithContextDialer(h.dial), grpc.WithTransportCredentials(insecure.NewCredentials())}, options...)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// gateway is a scripted OrderService. Each WatchOrders call plays the next
+// scene; after the last one, streams stay silent until they end.
+type gateway struct {
+	ordergatev1.UnimplementedOrderServiceServer
+	host
+
+	scenes   []func(stream) error
+	requests []*request // one of each call
+}
+
+func newGateway(t *testing.T, scenes ...func(stream) error) *gateway {
+	g := &gateway{scenes: scenes}
+	g.register = func(s *grpc.Server) { ordergatev1.RegisterOrderServiceServer(s, g) }
+	g.start()
+	t.Cleanup(func() { g.server.Stop() })
+	return g
 }
 
 func (g *gateway) WatchOrders(r *request, s stream) error {
@@ -108,16 +126,6 @@ func (g *gateway) starts() (starts []string) {
 		starts = append(starts, start)
 	}
 	return starts
-}
-
-func (g *gateway) client(t *testing.T, options ...grpc.DialOption) *client.Client {
-	t.Helper()
-	c, err := client.New("passthrough:gateway", append([]grpc.DialOption{grpc.WithContextDialer(g.dial), grpc.WithTransportCredentials(insecure.NewCredentials())}, options...)...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { c.Close() })
-	return c
 }
 
 // event's token is its id.
