@@ -1262,8 +1262,8 @@ func (x *SeekSubscriptionResponse) GetSubscription() *Subscription {
 	return nil
 }
 
-// ConsumeRequest is what a worker says. A message may settle up to 1,000
-// deliveries.
+// ConsumeRequest is what a worker says. A message may settle and extend up to
+// 1,000 deliveries in all; it is taken in the order of its fields.
 type ConsumeRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Which subscription, and how. In the first message, and only there.
@@ -1892,7 +1892,9 @@ func (x *Delivery) GetRedriven() bool {
 // DeliveryResults are what became of deliveries.
 type DeliveryResults struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// One for each delivery that was named.
+	// One for each delivery that was named, each time it was: acks, nacks,
+	// extensions, in their order, and message after message. An event that was
+	// nacked may be delivered again before its result comes.
 	Results       []*DeliveryResult `protobuf:"bytes,1,rep,name=results,proto3" json:"results,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
