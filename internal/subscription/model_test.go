@@ -17,7 +17,7 @@ import (
 )
 
 var (
-	modelSeeds = flag.Int("model.seeds", 1500, "how many random histories TestModel tells")
+	modelSeeds = flag.Int("model.seeds", 4000, "how many random histories TestModel tells")
 	modelSeed  = flag.Uint64("model.seed", 0, "tell only this history")
 )
 
@@ -235,6 +235,9 @@ func (w *world) take() {
 		if !wanted(r) {
 			w.t.Errorf("event %d was filtered, and is delivered", r.Sequence)
 		}
+		if r.Sequence <= w.seekFloor && !d.Redriven {
+			w.t.Errorf("event %d is delivered after a seek behind %d", r.Sequence, w.seekFloor)
+		}
 		if w.stored[r.Sequence] && !d.Redriven {
 			w.t.Errorf("event %d was acknowledged and stored, and is delivered again", r.Sequence)
 		}
@@ -318,29 +321,26 @@ func (w *world) store(steps int) {
 		w.q.tick(w.now)
 		w.q.dispatch(w.now)
 	}
-	records := func() { w.held = append(w.held, merged(w.held[len(w.held)-1], c.records, nil)) }
-	flush := func() {
-		if c.flush || c.seeked {
+	all := c.steps()
+	steps = min(steps, len(all))
+	for _, step := range all[:steps] {
+		switch step {
+		case storeRecords:
+			w.held = append(w.held, merged(w.held[len(w.held)-1], c.records, nil))
+		case storeFlush:
 			w.flushed = [2]int{len(w.places), len(w.held)}
-		}
-	}
-	put := func() { w.places = append(w.places, string(c.place)) }
-	remove := func() {
-		for order := range w.held[len(w.held)-1] {
-			if c.sweep && c.records[order] == nil {
-				c.gone = append(c.gone, order)
+		case storePlace:
+			w.places = append(w.places, string(c.place))
+		case storeRemovals:
+			for order := range w.held[len(w.held)-1] {
+				if c.sweep && c.records[order] == nil {
+					c.gone = append(c.gone, order)
+				}
 			}
+			w.held = append(w.held, merged(w.held[len(w.held)-1], nil, c.gone))
 		}
-		w.held = append(w.held, merged(w.held[len(w.held)-1], nil, c.gone))
 	}
-	order := []func(){records, flush, put, remove}
-	if c.seeked {
-		order = []func(){put, records, flush, remove}
-	}
-	for _, do := range order[:min(steps, len(order))] {
-		do()
-	}
-	if steps < len(order) {
+	if steps < len(all) {
 		w.q.undo(c)
 		return
 	}

@@ -140,13 +140,37 @@ func (record heldOrder) restore(order string, epoch uint64) *lane {
 // changes is what is to be stored of a queue: a picture of it at one moment.
 type changes struct {
 	place   []byte
-	seeked  bool // the place goes first: what records tell of earlier epochs is void then
+	seeked  bool // the place begins an epoch
 	records map[string][]byte
 	gone    []string
 	sweep   bool // remove records that are not among these
-	flush   bool // the records are to be on disk before the place, which relies on them
+	flush   bool // the place relies on records that are not on disk yet
 	lanes   []*lane
 	heads   []bool // whether the record of a lane tells of its head
+}
+
+// storeStep is a part of storing changes.
+type storeStep int
+
+const (
+	storeRecords storeStep = iota
+	storeFlush
+	storePlace
+	storeRemovals
+)
+
+// steps is the order in which changes are stored, so that whatever is cut off
+// leaves events to be delivered again, and none to be lost: records are on disk
+// before a place relies on them, and are removed when a place tells the rest. What
+// records tell of the epochs before a seek is void with the place.
+func (c *changes) steps() []storeStep {
+	switch {
+	case c.seeked:
+		return []storeStep{storePlace, storeRecords, storeFlush, storeRemovals}
+	case c.flush:
+		return []storeStep{storeRecords, storeFlush, storePlace, storeRemovals}
+	}
+	return []storeStep{storeRecords, storePlace, storeRemovals}
 }
 
 // collect takes what is to be stored out of the queue. done or undo must follow.
@@ -211,7 +235,6 @@ func (q *queue) undo(c *changes) {
 	q.seeked = q.seeked || c.seeked
 	q.doubted = q.doubted || c.sweep
 	for _, l := range c.lanes {
-		l.covered = false
 		if l.held {
 			l.dirty, l.fresh = true, true
 			q.loose[l] = true

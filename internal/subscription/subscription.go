@@ -217,50 +217,54 @@ func (s *store) finish(err error) {
 	close(s.done)
 }
 
-// write stores changes in an order in which whatever is cut off leaves events to
-// be delivered again, and none to be lost: records are on disk before a place
-// relies on them, and are removed when a place tells the rest.
+// write stores changes.
 func (s *Subscription) write(ctx context.Context, c *changes) error {
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
-	places, held := s.log.Bucket(eventlog.Places), s.log.Bucket(eventlog.HeldOrders)
-	if c.seeked {
-		if err := places.Put(ctx, s.uid, c.place); err != nil {
-			return err
-		}
-	}
-	for order, record := range c.records {
-		if err := held.Put(ctx, s.heldKey(order), record); err != nil {
-			return err
-		}
-	}
-	if c.flush || c.seeked {
-		if err := s.log.Flush(ctx); err != nil {
-			return err
-		}
-	}
-	if !c.seeked {
-		if err := places.Put(ctx, s.uid, c.place); err != nil {
-			return err
-		}
-	}
-	if c.sweep {
-		err := held.Entries(ctx, s.heldKey(">"), func(key string, _ []byte) error {
-			if order := strings.TrimPrefix(key, s.heldKey("")); c.records[order] == nil {
-				c.gone = append(c.gone, order)
-			}
-			return nil
-		})
-		if err != nil {
-			return err
-		}
-	}
-	for _, order := range c.gone {
-		if err := held.Delete(ctx, s.heldKey(order)); err != nil {
+	for _, step := range c.steps() {
+		if err := s.do(ctx, step, c); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+func (s *Subscription) do(ctx context.Context, step storeStep, c *changes) error {
+	held := s.log.Bucket(eventlog.HeldOrders)
+	switch step {
+	case storePlace:
+		return s.log.Bucket(eventlog.Places).Put(ctx, s.uid, c.place)
+	case storeFlush:
+		return s.log.Flush(ctx)
+	case storeRecords:
+		for order, record := range c.records {
+			if err := held.Put(ctx, s.heldKey(order), record); err != nil {
+				return err
+			}
+		}
+	case storeRemovals:
+		if c.sweep {
+			if err := s.findUnknown(ctx, c); err != nil {
+				return err
+			}
+		}
+		for _, order := range c.gone {
+			if err := held.Delete(ctx, s.heldKey(order)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// findUnknown adds the records that should not be there to those that go.
+func (s *Subscription) findUnknown(ctx context.Context, c *changes) error {
+	return s.log.Bucket(eventlog.HeldOrders).Entries(ctx, s.heldKey(">"), func(key string, _ []byte) error {
+		if order := strings.TrimPrefix(key, s.heldKey("")); c.records[order] == nil {
+			c.gone = append(c.gone, order)
+		}
+		return nil
+	})
 }
 
 func (s *Subscription) heldKey(order string) string { return s.uid + "." + order }
