@@ -226,7 +226,7 @@ func balanceBooks(ts *testscript.TestScript, neg bool, args []string) {
 // A smoke test of run itself, in this process.
 func TestRunVersion(t *testing.T) {
 	var out bytes.Buffer
-	if err := run(t.Context(), []string{"version"}, &out, &out); err != nil || !bytes.HasPrefix(out.Bytes(), []byte("ordergate ")) {
+	if err := run(t.Context(), []string{"version"}, nil, &out, &out); err != nil || !bytes.HasPrefix(out.Bytes(), []byte("ordergate ")) {
 		t.Errorf("%q, %v", &out, err)
 	}
 }
