@@ -38,7 +38,7 @@ type consumeCommand struct {
 	subscriptionFlags `embed:""`
 	Ack               bool           `name:"ack" help:"Acknowledge each event after it was printed."`
 	Limit             int32          `name:"limit" placeholder:"N" help:"Stop after N events; with --ack, when their results have come."`
-	Window            int32          `name:"window" default:"100" placeholder:"N" help:"How many events may be out with this command: 1 to 10000."`
+	Window            int32          `name:"window" default:"100" placeholder:"N" help:"How many events may be out with this command: 1 to 10000, 100 by default."`
 	AckDeadline       *time.Duration `name:"ack-deadline" placeholder:"DURATION" help:"How long this command has for an event: 1s to 10m; the subscription's own by default."`
 	ClientID          string         `name:"client-id" placeholder:"ID" help:"Who this is, for the figures."`
 	Create            bool           `name:"create" help:"Create the subscription if there is none, with all defaults: from now on, unless told otherwise."`
@@ -317,7 +317,9 @@ func (w *consumer) printed() {
 	id := w.queue[0].GetDeliveryId()
 	w.queue = w.queue[1:]
 	if w.ack {
-		w.held[id].acked = true
+		if of, ok := w.held[id]; ok {
+			of.acked = true
+		}
 		w.say(&ordergatev1.ConsumeRequest{Acks: []string{id}})
 		return
 	}
@@ -331,8 +333,9 @@ func (w *consumer) printed() {
 func (w *consumer) settle(result *ordergatev1.DeliveryResult) {
 	code, id := result.GetCode(), result.GetDeliveryId()
 	of, ok := w.held[id]
-	if !ok || w.ack && !of.acked || result.GetLeaseExpireTime() != nil {
-		return // the result of an extension; an acknowledgement follows that has one too
+	extended := code == ordergatev1.DeliveryResultCode_DELIVERY_RESULT_CODE_OK && (!w.ack || result.GetLeaseExpireTime() != nil)
+	if !ok || extended || w.ack && !of.acked { // the acknowledgement that follows has a result too
+		return
 	}
 	if code != ordergatev1.DeliveryResultCode_DELIVERY_RESULT_CODE_OK {
 		fmt.Fprintf(w.stderr, "%s: %s: %s\n", plain(of.event), enumName(code), resultMeaning(code))

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -49,7 +50,7 @@ func (l *deadLettersListCommand) Run(ctx context.Context, c console) error {
 			detail = joined("being redriven", detail)
 		}
 		table.row(letter.GetEventId(), enumName(letter.GetKind()), enumName(letter.GetReason()), strconv.Itoa(int(letter.GetAttempts())),
-			localTime(letter.GetDeadLetterTime()), blocks, detail)
+			localTime(letter.GetDeadLetterTime()), blocks, cmp.Or(detail, "-"))
 		return nil
 	}
 	err := l.call(func(conn *grpc.ClientConn) error {
@@ -126,7 +127,7 @@ type deadLettersDiscardCommand struct {
 
 // Help is the longer text of `ordergate dead-letters discard --help`.
 func (deadLettersDiscardCommand) Help() string {
-	return `Their events are never delivered to this subscription again, and orders that they blocked go on. The orders themselves stay as they are.
+	return `Their events are done with for this subscription, and orders that they blocked go on. The orders and events themselves stay: a subscription that is moved back has them again.
 
 Examples:
   ordergate dead-letters discard shipping cs_test_a1.2
@@ -147,7 +148,7 @@ func (d *deadLettersDiscardCommand) Run(ctx context.Context, c console) error {
 				}
 				n = response.GetSubscription().GetStats().GetDeadLetters()
 			}
-			return fmt.Sprintf("%s of %s: done with, and never delivered to it again.", counted(n, "dead letter"), plain(d.Name)), nil
+			return fmt.Sprintf("%s of %s: done with, and not delivered to it again.", counted(n, "dead letter"), plain(d.Name)), nil
 		})
 		if err != nil {
 			return err

@@ -236,7 +236,7 @@ func filterBrief(filter *ordergatev1.OrderEventFilter) string {
 	for _, condition := range conditions(filter) {
 		parts = append(parts, condition[0]+": "+condition[1])
 	}
-	return brief(strings.Join(parts, "; "))
+	return cmp.Or(brief(strings.Join(parts, "; ")), "all")
 }
 
 type subscriptionsShowCommand struct {
@@ -356,10 +356,10 @@ func (u *subscriptionsUpdateCommand) Run(ctx context.Context, c console) error {
 
 type subscriptionsSeekCommand struct {
 	subscriptionFlags `embed:""`
-	ToBeginning       bool   `name:"to-beginning" xor:"to" required:"" help:"Before the oldest event that is kept."`
-	ToEnd             bool   `name:"to-end" xor:"to" required:"" help:"Behind the newest event."`
-	ToTime            moment `name:"to-time" xor:"to" required:"" placeholder:"TIME" help:"Before the first event stored at or after this time (2026-01-31T08:00:00Z, or 48h for as long ago)."`
-	ToToken           string `name:"to-token" xor:"to" required:"" placeholder:"TOKEN" help:"Just after the event that this resume token came with."`
+	ToBeginning       bool   `name:"to-beginning" xor:"to" help:"Before the oldest event that is kept."`
+	ToEnd             bool   `name:"to-end" xor:"to" help:"Behind the newest event."`
+	ToTime            moment `name:"to-time" xor:"to" placeholder:"TIME" help:"Before the first event stored at or after this time (2026-01-31T08:00:00Z, or 48h for as long ago)."`
+	ToToken           string `name:"to-token" xor:"to" placeholder:"TOKEN" help:"Just after the event that this resume token came with."`
 }
 
 // Help is the longer text of `ordergate subscriptions seek --help`.
@@ -381,8 +381,10 @@ func (s *subscriptionsSeekCommand) Run(ctx context.Context, c console) error {
 	case !s.ToTime.IsZero():
 		position.Position = &ordergatev1.SubscriptionPosition_Time{Time: s.ToTime.proto()}
 		what = localTime(s.ToTime.proto()) + ": what was stored since then is delivered, also what was acknowledged"
-	default:
+	case s.ToToken != "":
 		position.Position, what = &ordergatev1.SubscriptionPosition_ResumeToken{ResumeToken: s.ToToken}, "the place of the token: what was stored after it is delivered, also what was acknowledged"
+	default:
+		return errors.New("say where to: --to-beginning, --to-end, --to-time TIME or --to-token TOKEN")
 	}
 	return s.ask(func(client ordergatev1.SubscriptionServiceClient) error {
 		response, err := client.SeekSubscription(ctx, &ordergatev1.SeekSubscriptionRequest{Subscription: s.Name, Position: position})
