@@ -76,16 +76,24 @@ func TestConfirm(t *testing.T) {
 	}
 }
 
-// Ctrl-C at the question ends the command.
+// Ctrl-C at the question ends the command; a file is not asked.
 func TestConfirmStopped(t *testing.T) {
 	g := startScripted(t, &scriptedGateway{answer: func(proto.Message) (proto.Message, error) {
 		return &ordergatev1.GetSubscriptionResponse{Subscription: shippingSubscription()}, nil
 	}})
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	var stdout lockedBuffer
+	if err := g.runWith(t, t.Context(), null, &stdout, io.Discard, "subscriptions", "delete", "shipping"); err == nil || !strings.Contains(err.Error(), "there is no terminal") {
+		t.Errorf("without a terminal: %v", err)
+	}
 	_, program := openTerminal(t)
 	ctx, stop := context.WithCancel(t.Context())
-	var stdout lockedBuffer
 	stderr := stopAt{stop: stop, text: "Type yes"}
-	err := g.runWith(t, ctx, program, &stdout, &stderr, "subscriptions", "delete", "shipping")
+	err = g.runWith(t, ctx, program, &stdout, &stderr, "subscriptions", "delete", "shipping")
 	if !errors.Is(err, errStopped) || stdout.String() != "" {
 		t.Errorf("%v, %s", err, stdout.String())
 	}

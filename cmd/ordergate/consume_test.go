@@ -47,6 +47,16 @@ func (c *conversation) hear(want *ordergatev1.ConsumeRequest) {
 	}
 }
 
+// hearUntil receives messages up to one that is as wanted.
+func (c *conversation) hearUntil(wanted func(*ordergatev1.ConsumeRequest) bool) {
+	for got := (&ordergatev1.ConsumeRequest{}); !wanted(got); {
+		if err := c.stream.RecvMsg(got); err != nil {
+			c.t.Errorf("heard: %v", err)
+			return
+		}
+	}
+}
+
 // hearEnd waits until the other end breaks the stream off, and has said nothing
 // more.
 func (c *conversation) hearEnd() error {
@@ -204,15 +214,15 @@ func TestConsumeExtends(t *testing.T) {
 				c.hear(extension)
 				c.say(extended)
 			}
-			close(gate)
-			for got := (&ordergatev1.ConsumeRequest{}); ack && len(got.GetAcks()) == 0; {
-				if err := c.stream.RecvMsg(got); err != nil {
-					c.t.Errorf("instead of an acknowledgement: %v", err)
-					return err
-				}
-			}
 			if ack {
-				// The result of an extension is not that of the acknowledgement.
+				// The result of an extension is not that of the
+				// acknowledgement, which may still be taken.
+				c.say(results(ordergatev1.DeliveryResultCode_DELIVERY_RESULT_CODE_EXPIRED, "d1"))
+				c.hear(extension)
+			}
+			close(gate)
+			if ack {
+				c.hearUntil(func(r *ordergatev1.ConsumeRequest) bool { return len(r.GetAcks()) > 0 })
 				c.say(extended, results(ordergatev1.DeliveryResultCode_DELIVERY_RESULT_CODE_EXPIRED, "d1"))
 			}
 			<-c.stream.Context().Done()
@@ -239,12 +249,11 @@ func TestConsumeLookLost(t *testing.T) {
 	}, func(c *conversation) error {
 		c.hear(openRequest(2))
 		c.say(opened(300*time.Millisecond), delivery(1), delivery(2))
-		got := &ordergatev1.ConsumeRequest{}
-		if err := c.stream.RecvMsg(got); err != nil || len(got.GetExtensions()) != 2 {
-			c.t.Errorf("%v, %v", got, err)
-		}
+		c.hearUntil(func(r *ordergatev1.ConsumeRequest) bool { return len(r.GetExtensions()) == 2 })
 		c.say(results(ordergatev1.DeliveryResultCode_DELIVERY_RESULT_CODE_UNKNOWN, "d1"), ok("d2"))
-		c.hear(&ordergatev1.ConsumeRequest{Extensions: []*ordergatev1.Extension{{DeliveryId: "d2"}}})
+		c.hearUntil(func(r *ordergatev1.ConsumeRequest) bool {
+			return len(r.GetExtensions()) == 1 && r.GetExtensions()[0].GetDeliveryId() == "d2"
+		})
 		stop()
 		<-c.stream.Context().Done()
 		return c.stream.Context().Err()
