@@ -54,7 +54,7 @@ func TestBackfillCommand(t *testing.T) {
 	backfill := func(args ...string) (stdout, stderr string) {
 		t.Helper()
 		var out, notes bytes.Buffer
-		if err := run(t.Context(), append([]string{"backfill", "--since", "4h", "--addr", g.grpcListener.Addr().String()}, args...), &out, &notes); err != nil {
+		if err := run(t.Context(), append([]string{"backfill", "--since", "4h", "--addr", g.grpcListener.Addr().String()}, args...), nil, &out, &notes); err != nil {
 			t.Fatal(err)
 		}
 		return out.String(), notes.String()

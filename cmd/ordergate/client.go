@@ -12,7 +12,11 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/timestamppb"
+
+	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
 )
 
 // maxMessageBytes is the largest message taken from the gateway: an event of
@@ -41,10 +45,65 @@ func (m *modeFlags) livemode() *bool {
 	return nil
 }
 
+// startFlags say with which order event to begin.
+type startFlags struct {
+	FromBeginning bool   `name:"from-beginning" xor:"start" help:"Start with the oldest event that is kept."`
+	Since         moment `name:"since" xor:"start" placeholder:"TIME" help:"Start with the first event at or after this time (2026-01-31T08:00:00Z, or 48h for as long ago)."`
+	ResumeToken   string `name:"resume-token" xor:"start" placeholder:"TOKEN" help:"Start just after the event this token came with."`
+}
+
+// position returns the place as a message has it: nil when none was given,
+// which is now.
+func (s *startFlags) position() *ordergatev1.SubscriptionPosition {
+	switch {
+	case s.FromBeginning:
+		return &ordergatev1.SubscriptionPosition{Position: &ordergatev1.SubscriptionPosition_Beginning{Beginning: true}}
+	case !s.Since.IsZero():
+		return &ordergatev1.SubscriptionPosition{Position: &ordergatev1.SubscriptionPosition_Time{Time: s.Since.proto()}}
+	case s.ResumeToken != "":
+		return &ordergatev1.SubscriptionPosition{Position: &ordergatev1.SubscriptionPosition_ResumeToken{ResumeToken: s.ResumeToken}}
+	}
+	return nil
+}
+
+// filterFlags select order events.
+type filterFlags struct {
+	Order     []string `name:"order" placeholder:"ID" help:"Only these orders."`
+	Kind      []string `name:"kind" placeholder:"KIND" help:"Only these kinds: PLACED, PAID, PAYMENT_FAILED, EXPIRED, CANCELED, REFUNDED, HELD, RELEASED, UPDATED, ERASED."`
+	modeFlags `embed:""`
+	Account   []string          `name:"account" sep:"none" placeholder:"ID" help:"Only sales of this connected account (acct_…); \"\" stands for the platform's own. May be repeated."`
+	Country   []string          `name:"country" placeholder:"CODE" help:"Only orders that go to these countries (ISO 3166-1: DE)."`
+	Metadata  map[string]string `name:"metadata" mapsep:"none" placeholder:"KEY=VALUE" help:"Only orders whose metadata has this value. May be repeated: then all must match."`
+}
+
+// filter returns the filter with the conditions that were given in place of its
+// own: nil when there is none at all.
+func (f *filterFlags) filter(own *ordergatev1.OrderEventFilter) (*ordergatev1.OrderEventFilter, error) {
+	kinds, err := enumValues[ordergatev1.OrderEventKind]("kind", f.Kind)
+	if err != nil {
+		return nil, err
+	}
+	given := &ordergatev1.OrderEventFilter{Kinds: kinds, Livemode: f.livemode(), OrderIds: f.Order, Accounts: f.Account, Metadata: f.Metadata}
+	for _, country := range f.Country {
+		given.ShipToCountries = append(given.ShipToCountries, strings.ToUpper(country))
+	}
+	merged := &ordergatev1.OrderEventFilter{}
+	for _, conditions := range []*ordergatev1.OrderEventFilter{own, given} {
+		conditions.ProtoReflect().Range(func(field protoreflect.FieldDescriptor, value protoreflect.Value) bool {
+			merged.ProtoReflect().Set(field, value)
+			return true
+		})
+	}
+	if proto.Size(merged) == 0 {
+		return nil, nil
+	}
+	return merged, nil
+}
+
 // call connects to the gateway, and explains what do fails with.
-func (f *clientFlags) call(do func(*grpc.ClientConn) error) error {
-	conn, err := grpc.NewClient(f.Addr, grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessageBytes)))
+func (f *clientFlags) call(do func(*grpc.ClientConn) error, options ...grpc.DialOption) error {
+	conn, err := grpc.NewClient(f.Addr, append([]grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessageBytes))}, options...)...)
 	if err != nil {
 		return err
 	}

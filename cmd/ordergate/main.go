@@ -25,7 +25,7 @@ func main() {
 	context.AfterFunc(ctx, stop)
 	// grpc would write lines of its own beside the gateway's.
 	grpclog.SetLoggerV2(grpclog.NewLoggerV2(io.Discard, io.Discard, io.Discard))
-	if err := run(ctx, os.Args[1:], os.Stdout, os.Stderr); err != nil {
+	if err := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr); err != nil {
 		fmt.Fprintln(os.Stderr, "ordergate: "+strings.ReplaceAll(err.Error(), "\n", "\nordergate: "))
 		os.Exit(1)
 	}
@@ -34,16 +34,19 @@ func main() {
 // commands is the command line; its tags and the Help methods are the text of
 // --help.
 type commands struct {
-	Serve    serveCommand    `cmd:"" help:"Run the gateway."`
-	Dev      devCommand      `cmd:"" help:"Run the gateway on this machine, with nothing to set up, and print each order."`
-	Trigger  triggerCommand  `cmd:"" help:"Send a signed sample event to a running gateway."`
-	Watch    watchCommand    `cmd:"" help:"Print order events as they happen."`
-	Orders   ordersCommands  `cmd:"" help:"List orders, or show one."`
-	Hold     holdCommand     `cmd:"" help:"Stop an order: its parcel is to be kept."`
-	Release  releaseCommand  `cmd:"" help:"Free an order from all that holds it now."`
-	Events   eventsCommands  `cmd:"" help:"List the stored Stripe events, show one, or convert some again."`
-	Backfill backfillCommand `cmd:"" help:"Ask Stripe for events that were missed, and store them."`
-	Version  versionCommand  `cmd:"" help:"Print the version."`
+	Serve         serveCommand          `cmd:"" help:"Run the gateway."`
+	Dev           devCommand            `cmd:"" help:"Run the gateway on this machine, with nothing to set up, and print each order."`
+	Trigger       triggerCommand        `cmd:"" help:"Send a signed sample event to a running gateway."`
+	Watch         watchCommand          `cmd:"" help:"Print order events as they happen."`
+	Orders        ordersCommands        `cmd:"" help:"List orders, or show one."`
+	Hold          holdCommand           `cmd:"" help:"Stop an order: its parcel is to be kept."`
+	Release       releaseCommand        `cmd:"" help:"Free an order from all that holds it now."`
+	Subscriptions subscriptionsCommands `cmd:"" help:"Make, list, show, change, move and delete durable subscriptions."`
+	Consume       consumeCommand        `cmd:"" help:"Print the events of a subscription, and acknowledge them."`
+	DeadLetters   deadLettersCommands   `cmd:"" help:"List the events that a subscription could not have handled, deliver them again, or give them up."`
+	Events        eventsCommands        `cmd:"" help:"List the stored Stripe events, show one, or convert some again."`
+	Backfill      backfillCommand       `cmd:"" help:"Ask Stripe for events that were missed, and store them."`
+	Version       versionCommand        `cmd:"" help:"Print the version."`
 }
 
 const description = `ordergate takes Stripe's webhooks, stores each event durably before it answers, and streams what shipping needs to know about each order over gRPC.
@@ -54,11 +57,12 @@ Every flag is also an environment variable; .env.local and .env in the working d
 
 // console is where a command reads and writes.
 type console struct {
+	stdin          io.Reader
 	stdout, stderr io.Writer
 }
 
 // run executes one command line and returns when it has ended.
-func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) error {
 	if err := loadEnvFiles(".env.local", ".env"); err != nil {
 		return err
 	}
@@ -71,7 +75,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		kong.Exit(func(int) { helped = true }),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
 		kong.BindTo(ctx, (*context.Context)(nil)),
-		kong.Bind(console{stdout, stderr}),
+		kong.Bind(console{stdin, stdout, stderr}),
 	)
 	if err != nil {
 		return err

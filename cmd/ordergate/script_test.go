@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"regexp"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -36,6 +37,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"ready":         ready,
 			"eventually":    eventually,
+			"until":         until,
 			"post-event":    postEvent,
 			"load-and-kill": loadAnd(os.Kill),
 			"load-and-stop": loadAnd(os.Interrupt),
@@ -114,6 +116,18 @@ func eventually(ts *testscript.TestScript, neg bool, args []string) {
 	poll(ts, args[0]+" matches "+args[1], func(context.Context) bool {
 		content, _ = os.ReadFile(ts.MkAbs(args[0]))
 		return re.Match(content)
+	})
+}
+
+// until REGEXP COMMAND... runs a command until a line that it prints matches.
+func until(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) < 2 {
+		ts.Fatalf("usage: until REGEXP COMMAND...")
+	}
+	re, err := regexp.Compile("(?m)" + args[0])
+	ts.Check(err)
+	poll(ts, strings.Join(args[1:], " ")+" prints "+args[0], func(context.Context) bool {
+		return ts.Exec(args[1], args[2:]...) == nil && re.MatchString(ts.ReadFile("stdout"))
 	})
 }
 
@@ -226,7 +240,7 @@ func balanceBooks(ts *testscript.TestScript, neg bool, args []string) {
 // A smoke test of run itself, in this process.
 func TestRunVersion(t *testing.T) {
 	var out bytes.Buffer
-	if err := run(t.Context(), []string{"version"}, &out, &out); err != nil || !bytes.HasPrefix(out.Bytes(), []byte("ordergate ")) {
+	if err := run(t.Context(), []string{"version"}, nil, &out, &out); err != nil || !bytes.HasPrefix(out.Bytes(), []byte("ordergate ")) {
 		t.Errorf("%q, %v", &out, err)
 	}
 }

@@ -13,13 +13,9 @@ import (
 )
 
 type watchCommand struct {
-	clientFlags   `embed:""`
-	FromBeginning bool     `name:"from-beginning" xor:"start" help:"Start with the oldest event that is kept."`
-	Since         moment   `name:"since" xor:"start" placeholder:"TIME" help:"Start with the first event at or after this time (2026-01-31T08:00:00Z, or 48h for as long ago)."`
-	ResumeToken   string   `name:"resume-token" xor:"start" placeholder:"TOKEN" help:"Start just after the event this token came with."`
-	Order         []string `name:"order" placeholder:"ID" help:"Only these orders."`
-	Kind          []string `name:"kind" placeholder:"KIND" help:"Only these kinds: PLACED, PAID, PAYMENT_FAILED, EXPIRED, CANCELED, REFUNDED, HELD, RELEASED, UPDATED, ERASED."`
-	modeFlags     `embed:""`
+	clientFlags `embed:""`
+	startFlags  `embed:""`
+	filterFlags `embed:""`
 }
 
 // Help is the longer text of `ordergate watch --help`.
@@ -68,11 +64,11 @@ func (w *watchCommand) Run(ctx context.Context, c console) error {
 }
 
 func (w *watchCommand) options() (client.WatchOptions, error) {
-	kinds, err := enumValues[ordergatev1.OrderEventKind]("kind", w.Kind)
+	filter, err := w.filter(nil)
 	return client.WatchOptions{
 		FromBeginning: w.FromBeginning,
 		Since:         w.Since.Time,
 		ResumeToken:   w.ResumeToken,
-		Filter:        &ordergatev1.OrderEventFilter{OrderIds: w.Order, Livemode: w.livemode(), Kinds: kinds},
+		Filter:        filter,
 	}, err
 }
