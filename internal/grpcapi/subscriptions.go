@@ -33,6 +33,8 @@ const (
 	maxPullEvents     = 1000
 	maxPullBytes      = 1 << 20
 	maxPullWait       = time.Minute
+	// pullPatience is for how much longer a pull waits while the log is read.
+	pullPatience = 5 * time.Second
 )
 
 var (
@@ -282,7 +284,11 @@ func (s *subscriptionService) Pull(ctx context.Context, request *ordergatev1.Pul
 		select {
 		case <-worker.Signal():
 		case <-waited.C:
+			if over {
+				return &ordergatev1.PullResponse{}, nil
+			}
 			over = true
+			waited.Reset(pullPatience)
 		case <-opened.Ended():
 			return nil, opened.Err()
 		case <-s.drains.draining.Done():

@@ -311,10 +311,7 @@ func (w *world) done(sequence uint64, redriven bool) {
 // four are all.
 func (w *world) store(steps int) {
 	settled := maps.Clone(w.lately)
-	c, err := w.q.collect()
-	if err != nil {
-		w.t.Fatal(err)
-	}
+	c := w.q.collect()
 	if w.random.IntN(2) == 0 { // other things happen while it is written
 		w.read()
 		w.settle()

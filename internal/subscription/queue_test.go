@@ -268,11 +268,7 @@ func TestAttemptsOutliveARestart(t *testing.T) {
 	for range 3 {
 		b.nack(b.take(w)[0], retry, 0)
 	}
-	c, err := b.q.collect()
-	if err != nil {
-		t.Fatal(err)
-	}
-	p, err := decodePlace(c.place)
+	p, err := decodePlace(b.storeAll().place)
 	if err != nil || len(p.heads) != 1 {
 		t.Fatal(p, err)
 	}
@@ -346,11 +342,7 @@ func TestOthersGoOnWhileManyOrdersAreHeldBack(t *testing.T) {
 			b.want("nack", b.nack(d, retry, time.Hour), "OK")
 			nacked++
 		}
-		c, err := b.q.collect()
-		if err != nil {
-			t.Fatal(err)
-		}
-		b.q.done(c)
+		b.storeAll()
 	}
 	b.store("good", "bad1", "good", "bad1")
 	d := b.take(w)
@@ -361,9 +353,8 @@ func TestOthersGoOnWhileManyOrdersAreHeldBack(t *testing.T) {
 	if n := len(b.q.loose); n != 1 {
 		t.Errorf("a store looks at %d orders, 1 is not held back", n)
 	}
-	c, err := b.q.collect()
-	if err != nil || len(c.records) != 0 || len(c.place) > 20 {
-		t.Errorf("an ack stores %d records and a place of %d bytes, %v", len(c.records), len(c.place), err)
+	if c := b.storeAll(); len(c.records) != 0 || len(c.place) > 20 {
+		t.Errorf("an ack stores %d records and a place of %d bytes", len(c.records), len(c.place))
 	}
 	b.want("the next", b.given(w), fmt.Sprintf("good%d", held+3))
 	b.pass(time.Hour)

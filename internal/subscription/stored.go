@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"slices"
 	"time"
 
@@ -174,14 +173,14 @@ func (c *changes) steps() []storeStep {
 }
 
 // collect takes what is to be stored out of the queue. done or undo must follow.
-func (q *queue) collect() (*changes, error) {
+func (q *queue) collect() *changes {
 	c := &changes{seeked: q.seeked, sweep: q.doubted, records: map[string][]byte{}}
 	p := place{epoch: q.epoch, position: q.position}
 	for l := range q.loose {
 		if l.dirty {
 			value, err := json.Marshal(l.record(q.epoch))
 			if err != nil {
-				return nil, fmt.Errorf("encode what is held of order %s: %w", l.order, err)
+				panic(err) // there is nothing in it that could not be encoded
 			}
 			c.records[l.order] = value
 			c.lanes = append(c.lanes, l)
@@ -200,7 +199,7 @@ func (q *queue) collect() (*changes, error) {
 	c.place = p.encode()
 	q.changed, q.seeked, q.doubted = false, false, false
 	clear(q.gone)
-	return c, nil
+	return c
 }
 
 // doubt has everything stored again: some of what was stored last may be gone, or

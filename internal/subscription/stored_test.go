@@ -10,18 +10,8 @@ import (
 
 // storeAll collects what is to be stored, as if it had been written.
 func (b *bench) storeAll() *changes {
-	b.t.Helper()
-	c := b.collect()
+	c := b.q.collect()
 	b.q.done(c)
-	return c
-}
-
-func (b *bench) collect() *changes {
-	b.t.Helper()
-	c, err := b.q.collect()
-	if err != nil {
-		b.t.Fatal(err)
-	}
 	return c
 }
 
@@ -52,7 +42,7 @@ func TestPlaceReliesOnNoRecordThatIsNotOnDisk(t *testing.T) {
 	}
 	// The record is to tell of no head, and while it is written a new head comes.
 	b.ack(second)
-	c := b.collect()
+	c := b.q.collect()
 	b.store("a")
 	third := b.take(w)[0]
 	b.q.done(c)
@@ -61,7 +51,7 @@ func TestPlaceReliesOnNoRecordThatIsNotOnDisk(t *testing.T) {
 	}
 	// The same, and the write fails in the middle.
 	b.ack(third)
-	c = b.collect()
+	c = b.q.collect()
 	b.store("a")
 	b.take(w)
 	b.q.undo(c)
@@ -79,7 +69,7 @@ func TestRecordOfAnOrderThatIsHeldAgainStays(t *testing.T) {
 	b.pass(time.Second)
 	b.ack(b.take(w)[0])
 	b.ack(b.take(w)[0])
-	c := b.collect()
+	c := b.q.collect()
 	if len(c.gone) != 1 {
 		t.Fatalf("gone: %v", c.gone)
 	}
@@ -116,7 +106,7 @@ func TestDoubtStoresEverythingAgain(t *testing.T) {
 		b.nack(d, retry, time.Hour)
 	}
 	b.storeAll()
-	if c := b.collect(); len(c.records) != 0 {
+	if c := b.q.collect(); len(c.records) != 0 {
 		t.Errorf("%d records are stored again for no reason", len(c.records))
 	}
 	b.q.doubt()

@@ -192,12 +192,10 @@ func (s *Subscription) store(ctx context.Context) error {
 		group = &store{done: make(chan struct{})}
 	}
 	s.waiting, s.storing = nil, group
-	c, err := s.q.collect()
+	c := s.q.collect()
 	s.mu.Unlock()
 
-	if err == nil {
-		err = s.write(ctx, c)
-	}
+	err := s.write(ctx, c)
 
 	s.mu.Lock()
 	defer s.mu.Unlock()
