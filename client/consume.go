@@ -34,6 +34,10 @@ type Handler func(ctx context.Context, delivery *Delivery) error
 
 // Delivery is an event to be dealt with. It is the handler's alone.
 type Delivery struct {
+	// ID is what the gateway calls this delivery of the event. It is for the log:
+	// Consume settles the delivery by itself, under a newer id when the event was
+	// delivered again after a break.
+	ID string
 	// Event is what happened, with the whole order.
 	Event *ordergatev1.OrderEvent
 	// Attempt is how often the event has been delivered to anyone, this time
@@ -109,6 +113,10 @@ type ConsumeOptions struct {
 	// then on when nil.
 	Start *ordergatev1.SubscriptionPosition
 
+	// OnOpen, if set, is called whenever a stream was opened, with what the gateway
+	// says about it: the settings of the subscription, and whether Create made it.
+	// It must return soon, like OnRetry.
+	OnOpen func(opened *ordergatev1.ConsumeOpened)
 	// OnRetry, if set, is called before each wait for another try, with what
 	// ended or refused the stream, or with what refused the last settlements
 	// while stopping. It is for the log: Consume goes on by itself. It must

@@ -109,7 +109,7 @@ func TestConsumeSettles(t *testing.T) {
 				return l.serve(&said)
 			})
 			w := consume(t, d.client(t), func(_ context.Context, got *client.Delivery) error {
-				expect(t, "delivery", &client.Delivery{Event: &ordergatev1.OrderEvent{Id: "cs_1.2", Order: &ordergatev1.Order{Id: "cs_1"}}, Attempt: 3}, got)
+				expect(t, "delivery", &client.Delivery{ID: "cs_1.2#3", Event: &ordergatev1.OrderEvent{Id: "cs_1.2", Order: &ordergatev1.Order{Id: "cs_1"}}, Attempt: 3}, got)
 				return tt.err
 			}, client.ConsumeOptions{})
 			synctest.Wait()
@@ -133,6 +133,29 @@ func TestConsumeSettles(t *testing.T) {
 			t.Errorf("%v", err)
 		}
 	}
+}
+
+// Each stream that is opened is told of; deliveries have the gateway's ids.
+func TestConsumeTellsOfStreams(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		scene := func(created bool, id string) func(*line) error {
+			return func(l *line) error {
+				l.send(&ordergatev1.ConsumeResponse{Payload: &ordergatev1.ConsumeResponse_Opened{Opened: &ordergatev1.ConsumeOpened{Created: created}}})
+				l.deliver(id)
+				l.hear(1)
+				return errAway
+			}
+		}
+		d := newDesk(t, func(*line) error { return errAway }, scene(true, "cs_1.1#1"), scene(false, "cs_2.1#1"))
+		var told notes
+		w := consume(t, d.client(t), func(_ context.Context, got *client.Delivery) error {
+			told.add("%s", got.ID)
+			return nil
+		}, client.ConsumeOptions{OnOpen: func(opened *ordergatev1.ConsumeOpened) { told.add("created %t", opened.GetCreated()) }})
+		pass(4 * time.Second)
+		w.stop()
+		expect(t, "told", []string{"created true", "cs_1.1#1", "created false", "cs_2.1#1"}, told.all()[:4])
+	})
 }
 
 func TestConsumeTellsOfRedriven(t *testing.T) {

@@ -357,6 +357,9 @@ func (c *consumer) receive(m *ordergatev1.ConsumeResponse) {
 			}
 			c.tick.Reset(s.pulse())
 			c.watchdog.Reset(c.patience)
+			if c.options.OnOpen != nil {
+				c.options.OnOpen(opened)
+			}
 		}
 		return
 	}
@@ -423,7 +426,7 @@ func (c *consumer) deliver(d *ordergatev1.Delivery) {
 		if t.delivery == nil {
 			c.queue = append(c.queue, t)
 		}
-		t.delivery = &Delivery{Event: d.GetEvent(), Attempt: int(d.GetAttempt()), Redriven: d.GetRedriven()}
+		t.delivery = &Delivery{ID: id, Event: d.GetEvent(), Attempt: int(d.GetAttempt()), Redriven: d.GetRedriven()}
 	}
 }
 

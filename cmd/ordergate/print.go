@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
+	"github.com/ordergate/ordergate/client"
 )
 
 // orderPrinter writes a line for each order event.
@@ -48,6 +49,19 @@ func orderLine(event *ordergatev1.OrderEvent) string {
 		parts = append(parts, "TEST")
 	}
 	return strings.Join(parts, "  ")
+}
+
+// deliveryLine is the line of an order event, and what is unusual about its
+// delivery.
+func deliveryLine(delivery *client.Delivery) string {
+	line := orderLine(delivery.Event)
+	if delivery.Attempt > 1 {
+		line += fmt.Sprintf("  attempt %d", delivery.Attempt)
+	}
+	if delivery.Redriven {
+		line += "  redriven"
+	}
+	return line
 }
 
 // revision names an order and which of its revisions it is.

@@ -64,7 +64,7 @@ func startScripted(t *testing.T, g *scriptedGateway) *scriptedGateway {
 				t.Errorf("stream %d was not expected", n+1)
 				return status.Error(codes.NotFound, "no scene is left")
 			}
-			return g.scenes[n](&conversation{t, stream})
+			return g.scenes[n](&conversation{t: t, stream: stream})
 		}))
 	ordergatev1.RegisterSubscriptionServiceServer(server, g)
 	go server.Serve(listener)
