@@ -1463,6 +1463,32 @@ func TestConsumeLies(t *testing.T) {
 	})
 }
 
+// A gateway that has taken acknowledgements delivers more before it has stored
+// them: what waits for its result is not in the way.
+func TestConsumeWithLateResults(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const sent = 100
+		var acks []string
+		d := newDesk(t, func(l *line) error {
+			l.opened(30 * time.Second)
+			for i := range sent {
+				l.deliver(fmt.Sprintf("cs_%d.1#1", i))
+				acks = append(acks, l.hear(1)...)
+			}
+			for _, word := range acks {
+				l.answer(ok, idOf(word))
+			}
+			return l.serve()
+		})
+		w := consume(t, d.client(t), func(context.Context, *client.Delivery) error { return nil },
+			client.ConsumeOptions{Concurrency: 1, MaxOutstandingEvents: 2})
+		synctest.Wait()
+		w.stop()
+		expect(t, "acknowledged", sent, len(acks))
+		expect(t, "streams", 1, d.calls())
+	})
+}
+
 // Of what is beyond the window only so much is kept; what is in hand is dealt
 // with.
 func TestConsumeBeyondTheWindow(t *testing.T) {

@@ -109,6 +109,10 @@ var (
 	errLingering = errors.New("the gateway does not end a stream that has nothing to do")
 )
 
+// maxUnanswered is how many events are kept in all, most of them settled and
+// without a result; a gateway that gives no results gets no further.
+const maxUnanswered = 100_000
+
 // farewellPatience is how long the gateway has to end a stream on which nothing
 // is left to do.
 const farewellPatience = 2 * time.Second
@@ -398,9 +402,10 @@ func (c *consumer) deliver(d *ordergatev1.Delivery) {
 	}
 	if t == nil {
 		// The gateway keeps the window, but does not know of handlers whose leases
-		// are lost, and of settlements of broken streams: there is room for these.
-		// What is beyond is dropped; its lease runs out.
-		if len(c.tasks) >= 2*c.options.MaxOutstandingEvents+c.options.Concurrency {
+		// are lost: there is room for these. What is beyond is dropped; its lease
+		// runs out. What waits for its result only is not in the window any more,
+		// and small.
+		if len(c.queue)+c.running >= 2*c.options.MaxOutstandingEvents+c.options.Concurrency || len(c.tasks) >= maxUnanswered {
 			return
 		}
 		t = &task{event: event, order: d.GetEvent().GetOrder().GetId(), came: time.Now()}
