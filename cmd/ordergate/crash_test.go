@@ -39,13 +39,7 @@ func TestWorkThroughCrashes(t *testing.T) {
 	if testing.Short() {
 		t.Skip("it takes some 20 s")
 	}
-	g := &crashing{t: t, dir: t.TempDir()}
-	for _, addr := range []*string{&g.ingress, &g.grpc, &g.admin} {
-		var err error
-		if *addr, err = freeAddr(); err != nil {
-			t.Fatal(err)
-		}
-	}
+	g := newCrashing(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
 	g.start(ctx)
@@ -80,7 +74,8 @@ func TestWorkThroughCrashes(t *testing.T) {
 		sending.Go(func() { g.send(ctx, crashOrders/4) })
 	}
 	for life := range crashLives {
-		ledger.await(ctx, (life+1)*crashOrders*3/(crashLives+2)) // in the middle of the work
+		// In the middle of the work.
+		waitFor(ctx, t, "settled events", func() bool { return ledger.done() >= (life+1)*crashOrders*3/(crashLives+2) })
 		signal := os.Kill
 		if life == crashLives/2 {
 			signal = os.Interrupt
@@ -98,6 +93,105 @@ func TestWorkThroughCrashes(t *testing.T) {
 
 	ledger.balance(g.stored(ctx))
 	t.Logf("at the end: %v", stats)
+}
+
+// TestClientThroughCrashes is the same with the Go client, whose handlers all do
+// well: none notices that the gateway is killed, stopped and started again.
+func TestClientThroughCrashes(t *testing.T) {
+	g := newCrashing(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	g.start(ctx)
+	working, finish := context.WithCancel(ctx)
+	var mu sync.Mutex
+	newest, handled := map[string]int64{}, map[string]int{}
+	running := map[string]bool{}
+	count := func() int {
+		mu.Lock()
+		defer mu.Unlock()
+		return len(handled)
+	}
+	handler := func(_ context.Context, delivery *client.Delivery) error {
+		order, event := delivery.Event.GetOrder(), delivery.Event.GetId()
+		mu.Lock()
+		if running[order.GetId()] {
+			t.Errorf("two handlers work on %s", order.GetId())
+		}
+		if revision := order.GetRevision(); revision > newest[order.GetId()]+1 {
+			t.Errorf("%s comes after revision %d", event, newest[order.GetId()])
+		} else {
+			newest[order.GetId()] = revision
+		}
+		running[order.GetId()] = true
+		mu.Unlock()
+		time.Sleep(time.Duration(rand.IntN(5)) * time.Millisecond) // it works
+		mu.Lock()
+		defer mu.Unlock()
+		delete(running, order.GetId())
+		handled[event]++
+		return nil
+	}
+	var workers sync.WaitGroup
+	for range 2 {
+		workers.Go(func() {
+			gateway, err := client.New(g.grpc, grpc.WithTransportCredentials(insecure.NewCredentials()))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer gateway.Close()
+			if err := gateway.Consume(working, "shipping", handler, client.ConsumeOptions{Create: &ordergatev1.Subscription{}, Heartbeat: time.Second,
+				Start: &ordergatev1.SubscriptionPosition{Position: &ordergatev1.SubscriptionPosition_Beginning{Beginning: true}}}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	const orders = 400
+	var sending sync.WaitGroup
+	for range 4 {
+		sending.Go(func() { g.send(ctx, orders/4) })
+	}
+	for life := range 3 {
+		waitFor(ctx, t, "events", func() bool { return count() >= (life+1)*orders/2 })
+		g.end([]os.Signal{os.Kill, os.Interrupt, os.Kill}[life])
+		g.start(ctx)
+	}
+	sending.Wait()
+	waitFor(ctx, t, "all events", func() bool { return count() == 4*orders })
+	finish()
+	workers.Wait()
+	again := 0
+	for _, n := range handled {
+		again += n - 1
+	}
+	t.Logf("%d events handled, %d of them more than once", len(handled), again)
+	g.end(os.Interrupt)
+}
+
+// waitFor waits until something is so.
+func waitFor(ctx context.Context, t *testing.T, what string, so func() bool) {
+	t.Helper()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for !so() {
+		select {
+		case <-ctx.Done():
+			t.Fatalf("%s: not in time", what)
+		case <-tick.C:
+		}
+	}
+}
+
+// newCrashing returns a gateway that is not started yet.
+func newCrashing(t *testing.T) *crashing {
+	g := &crashing{t: t, dir: t.TempDir()}
+	for _, addr := range []*string{&g.ingress, &g.grpc, &g.admin} {
+		var err error
+		if *addr, err = freeAddr(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return g
 }
 
 // crashing is a gateway that is killed and started again.
@@ -315,23 +409,10 @@ func (l *ledger) confirmed(eventID string) {
 	})
 }
 
-// await waits until so many events are settled.
-func (l *ledger) await(ctx context.Context, n int) {
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		l.mu.Lock()
-		settled := l.settled
-		l.mu.Unlock()
-		if settled >= n || l.t.Failed() {
-			return
-		}
-		select {
-		case <-ctx.Done():
-			l.t.Fatalf("only %d events were settled", settled)
-		case <-tick.C:
-		}
-	}
+func (l *ledger) done() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.settled
 }
 
 func (l *ledger) balance(stored []string) {

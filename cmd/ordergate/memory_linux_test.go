@@ -37,13 +37,7 @@ func TestMemoryOfSubscribers(t *testing.T) {
 	if testing.Short() {
 		t.Skip("it writes some 300 MB")
 	}
-	g := &crashing{t: t, dir: t.TempDir()}
-	for _, addr := range []*string{&g.ingress, &g.grpc, &g.admin} {
-		var err error
-		if *addr, err = freeAddr(); err != nil {
-			t.Fatal(err)
-		}
-	}
+	g := newCrashing(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
 	storeOrders(t, filepath.Join(g.dir, "data"), waitingEvents)
