@@ -262,16 +262,16 @@ func (l *Log) KeepOrders(ctx context.Context, atLeast time.Duration) error {
 	if l.cfg.OrdersMaxAge == 0 { // for good
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
-	defer cancel()
-	info, err := e.orders.Info(ctx)
+	info, err := e.ordersInfo(ctx)
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+		return err
 	}
 	cfg := info.Config
 	if cfg.MaxAge = max(l.cfg.OrdersMaxAge, atLeast); cfg.MaxAge == info.Config.MaxAge {
 		return nil
 	}
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
 	if _, err := e.js.UpdateStream(ctx, cfg); err != nil {
 		return e.writeError(err)
 	}
@@ -287,6 +287,8 @@ type OrdersState struct {
 	First uint64
 	// Durable is the newest sequence that readers may see.
 	Durable uint64
+	// MaxAge is how long events are kept; 0 is for good.
+	MaxAge time.Duration
 }
 
 // OrdersState returns where the stream of order events stands.
@@ -295,20 +297,28 @@ func (l *Log) OrdersState(ctx context.Context) (OrdersState, error) {
 	if err != nil {
 		return OrdersState{}, err
 	}
-	first, err := e.firstOrder(ctx)
+	info, err := e.ordersInfo(ctx)
 	if err != nil {
 		return OrdersState{}, err
 	}
 	durable, _ := e.durable()
-	return OrdersState{LogID: e.id, First: first, Durable: durable}, nil
+	return OrdersState{LogID: e.id, First: max(info.State.FirstSeq, 1), Durable: durable, MaxAge: info.Config.MaxAge}, nil
 }
 
-func (e *engine) firstOrder(ctx context.Context) (uint64, error) {
+func (e *engine) ordersInfo(ctx context.Context) (*jetstream.StreamInfo, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	info, err := e.orders.Info(ctx)
 	if err != nil {
-		return 0, fmt.Errorf("%w: %w", ErrUnavailable, err)
+		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	return info, nil
+}
+
+func (e *engine) firstOrder(ctx context.Context) (uint64, error) {
+	info, err := e.ordersInfo(ctx)
+	if err != nil {
+		return 0, err
 	}
 	return max(info.State.FirstSeq, 1), nil
 }

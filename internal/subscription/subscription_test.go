@@ -1,0 +1,302 @@
+package subscription
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
+	"github.com/ordergate/ordergate/internal/eventlog"
+)
+
+// slowDisk is a disk whose flushes can be held up.
+type slowDisk struct {
+	mu      sync.Mutex
+	waiting chan struct{} // has room for one: a flush waits
+}
+
+func (d *slowDisk) sync() error {
+	select {
+	case d.waiting <- struct{}{}:
+	default:
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return nil
+}
+
+// hold holds flushes up until release is called.
+func (d *slowDisk) hold() (release func()) {
+	d.mu.Lock()
+	select {
+	case <-d.waiting:
+	default:
+	}
+	return d.mu.Unlock
+}
+
+type fixture struct {
+	t    *testing.T
+	dir  string
+	disk *slowDisk
+	log  *eventlog.Log
+	m    *Manager
+}
+
+// open opens the log and its subscriptions; call it again after close.
+func (f *fixture) open() {
+	logger := slog.New(slog.NewTextHandler(f.t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
+	var err error
+	f.log, err = eventlog.Open(f.ctx(), eventlog.Config{Dir: f.dir, MaxEventBytes: 1 << 20, Logger: logger, Sync: f.disk.sync})
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	f.m = New(f.log, logger)
+}
+
+func (f *fixture) close() {
+	f.m.Close()
+	f.log.Close()
+}
+
+func newFixture(t *testing.T) *fixture {
+	f := &fixture{t: t, dir: t.TempDir(), disk: &slowDisk{waiting: make(chan struct{}, 1)}}
+	f.open()
+	t.Cleanup(func() { f.close() })
+	return f
+}
+
+func (f *fixture) ctx() context.Context {
+	ctx, cancel := context.WithTimeout(f.t.Context(), 30*time.Second)
+	f.t.Cleanup(cancel)
+	return ctx
+}
+
+func (f *fixture) store(orders ...string) {
+	f.t.Helper()
+	for _, id := range orders {
+		order := &ordergatev1.Order{Id: id, Revision: 1}
+		if _, err := f.log.AppendOrder(f.ctx(), &ordergatev1.OrderEvent{Id: id + ".1", Order: order}, 0); err != nil {
+			f.t.Fatal(err)
+		}
+	}
+	if err := f.log.Flush(f.ctx()); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+// take returns n deliveries.
+func (f *fixture) take(w *Worker, n int) (deliveries []Delivery) {
+	f.t.Helper()
+	for len(deliveries) < n {
+		select {
+		case <-w.Signal():
+			deliveries = append(deliveries, w.Take()...)
+		case <-f.ctx().Done():
+			f.t.Fatalf("%d deliveries, want %d", len(deliveries), n)
+		}
+	}
+	return deliveries
+}
+
+func (f *fixture) results(s *Settlement) string {
+	f.t.Helper()
+	select {
+	case <-s.Stored():
+	case <-f.ctx().Done():
+		f.t.Fatal("nothing is stored")
+	}
+	text := ""
+	for _, result := range s.Results() {
+		text += short(result.GetCode()) + " "
+	}
+	return text
+}
+
+func pending(s *Settlement) bool {
+	select {
+	case <-s.Stored():
+		return false
+	default:
+		return true
+	}
+}
+
+func TestResultsWaitForTheStore(t *testing.T) {
+	f := newFixture(t)
+	f.store("cs_1", "cs_2", "cs_3")
+	s, err := f.m.Create(f.ctx(), &ordergatev1.Subscription{Name: "s"}, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := s.Attach(WorkerConfig{MaxEvents: 10, MaxBytes: 1 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := f.take(w, 3)
+	// The place relies on the record of a held order: that is flushed first.
+	release := f.disk.hold()
+	first := s.Settle([]string{d[0].ID}, []*ordergatev1.Nack{{DeliveryId: d[1].ID, Delay: durationpb.New(time.Hour)}}, nil)
+	<-f.disk.waiting
+	again := s.Settle([]string{d[0].ID}, nil, nil)
+	next := s.Settle([]string{d[2].ID}, nil, nil)
+	if pending(first) && pending(again) && pending(next) {
+		t.Log("all wait")
+	} else {
+		t.Error("there are results of what is not stored")
+	}
+	// What waits when the gateway ends is stored too.
+	closed := make(chan struct{})
+	go func() {
+		f.m.Close()
+		close(closed)
+	}()
+	<-s.Ended()
+	release()
+	for what, settlement := range map[string]*Settlement{"first": first, "again": again, "next": next} {
+		want := map[string]string{"first": "OK OK ", "again": "OK ", "next": "OK "}[what]
+		if got := f.results(settlement); got != want {
+			t.Errorf("%s: %q, want %q", what, got, want)
+		}
+	}
+	<-closed
+	if got := f.results(s.Settle([]string{d[2].ID}, nil, nil)); got != "RETRYABLE " {
+		t.Errorf("after the end: %q", got)
+	}
+	w.Detach()
+
+	f.close()
+	f.open()
+	s, err = f.m.Open(f.ctx(), "s")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if described, err := s.Describe(f.ctx()); err != nil || described.GetStats().GetPendingOrders() != 1 || described.GetStats().GetBacklog() != 0 {
+		t.Errorf("after a restart: %v, %v", described.GetStats(), err)
+	}
+}
+
+// A log that fails and is opened again may have lost what was not flushed:
+// everything is stored once more, and nothing is delivered twice or not at all.
+func TestLogThatIsOpenedAgain(t *testing.T) {
+	f := newFixture(t)
+	var failing sync.Mutex
+	failed := false
+	f.close()
+	logger := slog.New(slog.DiscardHandler)
+	log, err := eventlog.Open(f.ctx(), eventlog.Config{Dir: f.dir, MaxEventBytes: 1 << 20, Logger: logger, Sync: func() error {
+		failing.Lock()
+		defer failing.Unlock()
+		if failed {
+			failed = false
+			return errors.New("the disk fails once")
+		}
+		return nil
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.log, f.m = log, New(log, logger)
+	orders := make([]string, 20)
+	for i := range orders {
+		orders[i] = fmt.Sprintf("cs_%d", i)
+	}
+	f.store(orders...)
+	s, err := f.m.Create(f.ctx(), &ordergatev1.Subscription{Name: "s"}, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := s.Attach(WorkerConfig{MaxEvents: 10, MaxBytes: 1 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	times, _ := f.log.Opened()
+	seen := map[string]int{}
+	for _, d := range f.take(w, 10) {
+		seen[d.Record.OrderID]++
+		failing.Lock()
+		failed = len(seen) == 5
+		failing.Unlock()
+		settlement := s.Settle(nil, []*ordergatev1.Nack{{DeliveryId: d.ID, Action: ordergatev1.NackAction_NACK_ACTION_DEAD_LETTER}}, nil)
+		if got := f.results(settlement); got != "OK " && got != "RETRYABLE " {
+			t.Errorf("a rejection is answered %q", got)
+		}
+	}
+	for _, d := range f.take(w, 10) {
+		seen[d.Record.OrderID]++
+		// A result may be that it could not be stored, while the log is away.
+		for f.results(s.Settle([]string{d.ID}, nil, nil)) != "OK " {
+		}
+	}
+	if now, _ := f.log.Opened(); now == times {
+		t.Error("the log was not opened again: the test has not tried it")
+	}
+	if len(seen) != 20 {
+		t.Errorf("%d orders were delivered, want 20", len(seen))
+	}
+	w.Detach()
+	f.close()
+	f.open()
+	if s, err = f.m.Open(f.ctx(), "s"); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(s.DeadLetters(0, 100)); n != 10 {
+		t.Errorf("%d dead letters after a restart, want 10", n)
+	}
+	if described, err := s.Describe(f.ctx()); err != nil || described.GetStats().GetPendingOrders() != 0 || described.GetStats().GetBacklog() != 0 {
+		t.Errorf("after a restart: %v, %v", described.GetStats(), err)
+	}
+}
+
+// The log keeps what a dead letter needs, however old it gets, and what is held
+// is kept too.
+func TestLogKeepsWhatIsHeld(t *testing.T) {
+	f := newFixture(t)
+	f.close()
+	const configured = 30 * 24 * time.Hour
+	logger := slog.New(slog.DiscardHandler)
+	log, err := eventlog.Open(f.ctx(), eventlog.Config{Dir: f.dir, MaxEventBytes: 1 << 20, OrdersMaxAge: configured, Logger: logger})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.log, f.m = log, New(log, logger)
+	f.store("cs_1")
+	s, err := f.m.Create(f.ctx(), &ordergatev1.Subscription{Name: "s"}, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	age := func() time.Duration {
+		t.Helper()
+		state, err := f.log.OrdersState(f.ctx())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return state.MaxAge
+	}
+	later := time.Now().Add(100 * 24 * time.Hour)
+	if err := f.m.keepHeld(f.ctx(), later); err != nil || age() != configured {
+		t.Errorf("with nothing held, the log keeps events for %v, %v", age(), err)
+	}
+	w, err := s.Attach(WorkerConfig{MaxEvents: 10, MaxBytes: 1 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Detach()
+	d := f.take(w, 1)
+	f.results(s.Settle(nil, []*ordergatev1.Nack{{DeliveryId: d[0].ID, Action: ordergatev1.NackAction_NACK_ACTION_DEAD_LETTER}}, nil))
+	if err := f.m.keepHeld(f.ctx(), later); err != nil || age() < 100*24*time.Hour+upkeepMargin-time.Hour {
+		t.Errorf("with a dead letter of 100 days, the log keeps events for %v, %v", age(), err)
+	}
+	if _, err := s.Discard(f.ctx(), nil, true); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.m.keepHeld(f.ctx(), later); err != nil || age() != configured {
+		t.Errorf("with nothing held any more, the log keeps events for %v, %v", age(), err)
+	}
+}
