@@ -159,7 +159,7 @@ func wanted(r *eventlog.OrderRecord) bool { return r.Sequence%7 != 0 }
 
 // read does a part of what a Subscription reads.
 func (w *world) read() {
-	lanes, want := w.q.wanted()
+	lanes, want := w.q.wanted(w.q.position < uint64(len(w.log)))
 	for _, read := range lanes {
 		record, next, upTo := w.lookUp(read)
 		if w.random.IntN(8) == 0 {
@@ -490,7 +490,7 @@ func (w *world) finish() {
 	w.q.attach(worker, "good", 100, 1<<20)
 	w.workers = []*Worker{worker}
 	for round := 0; ; round++ {
-		lanes, want := w.q.wanted()
+		lanes, want := w.q.wanted(w.q.position < uint64(len(w.log)))
 		for _, read := range lanes {
 			record, next, upTo := w.lookUp(read)
 			w.q.apply(read, record, next, upTo, w.now)

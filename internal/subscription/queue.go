@@ -43,6 +43,7 @@ type queue struct {
 	loose    map[*lane]bool   // those of which no record on disk tells all
 
 	unread []*lane // lanes whose targets are to be read, oldest first
+	odd    bool    // whose turn it is, when there is room for one
 	ready  laneHeap
 	timed  laneHeap // leased and delayed lanes
 
@@ -114,10 +115,19 @@ type laneRead struct {
 }
 
 // wanted returns what is to be read: lanes, and how many events in all, so that
-// the workers have what they have room for.
-func (q *queue) wanted() (lanes []laneRead, want int) {
+// the workers have what they have room for. behind says whether there are events
+// that were not looked at: these get half of the room, however many orders come
+// back from a delay.
+func (q *queue) wanted(behind bool) (lanes []laneRead, want int) {
 	want = q.demand()
-	for len(q.unread) > 0 && len(lanes) < min(want, laneBatch) {
+	room := want
+	if behind {
+		q.odd = !q.odd
+		if room = want / 2; want%2 == 1 && q.odd {
+			room++
+		}
+	}
+	for len(q.unread) > 0 && len(lanes) < min(room, laneBatch) {
 		l := q.unread[0]
 		q.unread = q.unread[1:]
 		l.listed = false

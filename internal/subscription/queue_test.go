@@ -42,7 +42,7 @@ func (b *bench) attach(id string, window int) *Worker {
 func (b *bench) work() {
 	for {
 		b.q.tick(b.now)
-		lanes, want := b.q.wanted()
+		lanes, want := b.q.wanted(b.q.position < uint64(len(b.log)))
 		for _, read := range lanes {
 			var record *eventlog.OrderRecord
 			var next uint64
@@ -360,6 +360,44 @@ func TestOthersGoOnWhileManyOrdersAreHeldBack(t *testing.T) {
 	b.pass(time.Hour)
 	if got := b.given(w); !strings.HasPrefix(got, "bad0") {
 		t.Errorf("after the delay %.40q", got)
+	}
+}
+
+// Orders that come back from their delays, more than there is room for, leave
+// room to those that are new, and the other way round.
+func TestRetriesLeaveRoom(t *testing.T) {
+	for _, window := range []int{1, 10, 11} {
+		b := newBench(t, &ordergatev1.Subscription{MaxAttempts: 1000})
+		w := b.attach("w", window)
+		for i := range 100 {
+			b.store(fmt.Sprintf("bad%d", i))
+		}
+		for nacked := 0; nacked < 100; {
+			for _, d := range b.take(w) {
+				b.nack(d, retry, time.Second)
+				nacked++
+			}
+		}
+		for i := range 1000 {
+			b.store(fmt.Sprintf("good%d", i))
+		}
+		b.pass(time.Second)
+		good, bad := 0, 0
+		for range 40 {
+			for _, d := range b.take(w) {
+				if strings.HasPrefix(d.Record.OrderID, "good") {
+					good++
+					b.ack(d)
+				} else {
+					bad++
+					b.nack(d, retry, time.Second)
+				}
+			}
+			b.pass(time.Second) // all of them come back
+		}
+		if all := good + bad; all < 40*window || good < all/3 || bad < all/4 {
+			t.Errorf("window %d: %d events of new orders, %d of retried ones", window, good, bad)
+		}
 	}
 }
 

@@ -272,8 +272,8 @@ func (s *Subscription) readAll(ctx context.Context) {
 	pause := backoff.NewExponentialBackOff()
 	pause.InitialInterval, pause.MaxInterval = 50*time.Millisecond, 5*time.Second
 	for ctx.Err() == nil {
-		lanes, position, epoch, want := s.wanted()
 		durable, moved := s.log.Frontier()
+		lanes, position, epoch, want := s.wanted(durable)
 		var err error
 		for _, read := range lanes {
 			err = errors.Join(err, s.readLane(ctx, read))
@@ -326,13 +326,13 @@ func (s *Subscription) CaughtUp() bool {
 }
 
 // wanted returns what is to be read: lanes, and how many events in all.
-func (s *Subscription) wanted() (lanes []laneRead, position, epoch uint64, want int) {
+func (s *Subscription) wanted(durable uint64) (lanes []laneRead, position, epoch uint64, want int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.err != nil {
 		return nil, 0, 0, 0
 	}
-	lanes, want = s.q.wanted()
+	lanes, want = s.q.wanted(durable > s.q.position)
 	s.reading = len(lanes)
 	full := len(s.q.lanes) >= maxLanes
 	if full && !s.full {
