@@ -122,9 +122,11 @@ func (q *queue) wanted(behind bool) (lanes []laneRead, want int) {
 	want = q.demand()
 	room := want
 	if behind {
-		q.odd = !q.odd
-		if room = want / 2; want%2 == 1 && q.odd {
-			room++
+		room = want / 2
+		if want > 0 && want%2 == 1 {
+			if q.odd = !q.odd; q.odd {
+				room++
+			}
 		}
 	}
 	for len(q.unread) > 0 && len(lanes) < min(room, laneBatch) {
