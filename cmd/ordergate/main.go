@@ -43,6 +43,7 @@ type commands struct {
 	Release  releaseCommand  `cmd:"" help:"Free an order from all that holds it now."`
 	Events   eventsCommands  `cmd:"" help:"List the stored Stripe events, show one, or convert some again."`
 	Backfill backfillCommand `cmd:"" help:"Ask Stripe for events that were missed, and store them."`
+	Tokens   tokensCommands  `cmd:"" help:"Make tokens for those who may use the gateway."`
 	Version  versionCommand  `cmd:"" help:"Print the version."`
 }
 

@@ -24,6 +24,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
+	"github.com/ordergate/ordergate/internal/auth"
 	"github.com/ordergate/ordergate/internal/eventlog"
 	"github.com/ordergate/ordergate/internal/orders"
 	"github.com/ordergate/ordergate/internal/pipeline"
@@ -59,7 +60,7 @@ func newGatewayWith(t *testing.T, dir string, stripe *stripeapi.Client) *gateway
 	pipeline := pipeline.New(pipeline.Config{Log: log, Stripe: stripe, Sources: orders.DefaultSources(), ItemsDeadline: 30 * time.Second, Logger: logger, Metrics: prometheus.NewRegistry()})
 	subscriptions := subscription.New(log, logger)
 	t.Cleanup(subscriptions.Close)
-	server := New(log, pipeline, subscriptions, logger)
+	server := New(log, pipeline, subscriptions, Security{Access: auth.Everybody()}, logger)
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -572,8 +573,8 @@ func TestUnknownErrorsStayInside(t *testing.T) {
 }
 
 func TestPanicIsAnInternalError(t *testing.T) {
-	m := errorMapper{slog.New(slog.DiscardHandler)}
-	_, err := m.unary(t.Context(), nil, &grpc.UnaryServerInfo{}, func(context.Context, any) (any, error) { panic("boom") })
+	m := guard{auth.Everybody(), slog.New(slog.DiscardHandler)}
+	_, err := m.unary(t.Context(), nil, &grpc.UnaryServerInfo{FullMethod: ordergatev1.OrderService_GetOrder_FullMethodName}, func(context.Context, any) (any, error) { panic("boom") })
 	expectProblem(t, err, problem{Code: codes.Internal, Reason: "INTERNAL"})
 }
 
