@@ -32,6 +32,7 @@ import (
 	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
 	"github.com/ordergate/ordergate/internal/auth"
 	"github.com/ordergate/ordergate/internal/authtest"
+	"github.com/ordergate/ordergate/internal/pipeline"
 	"github.com/ordergate/ordergate/internal/stripeapi"
 )
 
@@ -339,10 +340,14 @@ func TestStreamsEndWithTheirCallersAccess(t *testing.T) {
 	var receiving sync.WaitGroup
 	for i := range 600 {
 		id := fmt.Sprintf("evt_poison%d", i)
-		receiving.Go(func() { g.receive(t, id, []byte(strings.Replace(poison, "evt_poison", id, 1))) })
+		body := []byte(strings.NewReplacer("evt_poison", id, "acct_1", "acct_"+strings.Repeat("1", 1000)).Replace(poison))
+		receiving.Go(func() {
+			g.receive(t, id, body)
+			g.park(t, id, pipeline.Parked{Outcome: pipeline.Failed, Detail: "cannot read it", Event: body})
+		})
 	}
 	receiving.Wait()
-	reprocessing, err := g.events.ReprocessEvents(c.as(t, "operator"), &ordergatev1.ReprocessEventsRequest{StartTime: timestamppb.New(time.Now().Add(-time.Hour))})
+	reprocessing, err := g.events.ReprocessEvents(c.as(t, "operator"), &ordergatev1.ReprocessEventsRequest{ParkedOnly: true})
 	if err != nil {
 		t.Fatal(err)
 	}
