@@ -29,6 +29,9 @@ const (
 	readHeaderTimeout = 5 * time.Second
 	idleTimeout       = 2 * time.Minute
 	maxHeaderBytes    = 32 << 10
+
+	challengeHeader = "WWW-Authenticate"
+	challenge       = "Bearer"
 )
 
 // Config says what to serve.
@@ -97,15 +100,33 @@ func handOver(access *auth.Access, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		ticket, done := access.HandOver(shownBy(r))
 		defer done()
-		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), ticketOf{}, ticket)))
+		next.ServeHTTP(challenging{w}, r.WithContext(context.WithValue(r.Context(), ticketOf{}, ticket)))
 	})
 }
+
+// challenging names the scheme in answers to callers that are not known, as
+// RFC 9110, section 15.5.2, wants it.
+type challenging struct{ http.ResponseWriter }
+
+func (c challenging) WriteHeader(status int) {
+	if status == http.StatusUnauthorized {
+		c.Header().Set(challengeHeader, challenge)
+	}
+	c.ResponseWriter.WriteHeader(status)
+}
+
+// Flush is there for the streams of grpc-gateway, which look for it.
+func (c challenging) Flush() {
+	http.NewResponseController(c.ResponseWriter).Flush() // the next write tells of an error
+}
+
+func (c challenging) Unwrap() http.ResponseWriter { return c.ResponseWriter }
 
 // forAnyRole lets through who has a role.
 func forAnyRole(access *auth.Access, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if _, err := access.Authenticate(shownBy(r)); err != nil {
-			w.Header().Set("WWW-Authenticate", "Bearer")
+			w.Header().Set(challengeHeader, challenge)
 			answer(w, http.StatusUnauthorized, map[string]any{"error": err.Error()})
 			return
 		}
