@@ -166,11 +166,16 @@ func (g guard) finish(ctx context.Context, method string, call *auth.Call, err e
 		g.logger.DebugContext(ctx, "rpc", "method", method, "principal", call.Name(), "code", codes.OK.String())
 		return nil
 	}
+	principal := call.Name()
+	var denied *auth.DeniedError
+	if errors.As(err, &denied) {
+		principal = denied.Principal
+	}
 	mapped := statusOf(err)
 	level := slog.LevelDebug
 	if reasonOf(mapped) == reasonInternal {
 		level = slog.LevelError
 	}
-	g.logger.Log(ctx, level, "rpc", "method", method, "principal", call.Name(), "code", mapped.Code().String(), "error", err)
+	g.logger.Log(ctx, level, "rpc", "method", method, "principal", principal, "code", mapped.Code().String(), "error", err)
 	return mapped.Err()
 }
