@@ -463,3 +463,14 @@ func TestKeysReload(t *testing.T) {
 		}
 	}
 }
+
+// A certificate that was shown and not verified proves nothing.
+func TestVerifiedCertificate(t *testing.T) {
+	shown := certificate(t, authtest.NewCA(t), time.Now().Add(time.Hour), "robot.example.com")
+	if got := auth.VerifiedCertificate(tls.ConnectionState{PeerCertificates: []*x509.Certificate{shown}}); got != nil {
+		t.Error("an unverified certificate counts")
+	}
+	if got := auth.VerifiedCertificate(tls.ConnectionState{VerifiedChains: [][]*x509.Certificate{{shown}}}); got != shown {
+		t.Errorf("got %v", got)
+	}
+}

@@ -3,6 +3,7 @@ package grpcapi
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -545,4 +546,38 @@ func TestLogNamesThePrincipal(t *testing.T) {
 func inProcessContext(ticket string) context.Context {
 	ctx := peer.NewContext(context.Background(), &peer.Peer{AuthInfo: inProcessInfo{}})
 	return metadata.NewIncomingContext(ctx, metadata.Pairs(auth.TicketKey, ticket))
+}
+
+// countingStream counts what reaches the other side.
+type countingStream struct {
+	grpc.ServerStream
+	sent int
+}
+
+func (s *countingStream) SendMsg(any) error { s.sent++; return nil }
+func (s *countingStream) RecvMsg(any) error { return nil }
+
+// Whatever a handler does, nothing more is sent or taken once the access ended.
+func TestNothingPassesAfterAccessEnded(t *testing.T) {
+	c := newCallers(t, "")
+	call, err := c.access.Admit(ordergatev1.OrderService_WatchOrders_FullMethodName, auth.Shown{Authorization: []string{"Bearer " + c.tokens["reader"]}, Private: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := call.While(deadline(t))
+	defer cancel()
+	under := &countingStream{}
+	s := &guardedStream{under, ctx, call}
+	if err := s.SendMsg(nil); err != nil || s.RecvMsg(nil) != nil || under.sent != 1 {
+		t.Errorf("before: %v, %d sent", err, under.sent)
+	}
+	c.write(t, "", "operator")
+	<-ctx.Done()
+	var unknown *auth.UnauthenticatedError
+	if err := s.SendMsg(nil); !errors.As(err, &unknown) || under.sent != 1 {
+		t.Errorf("a message is sent: %v", err)
+	}
+	if err := s.RecvMsg(nil); !errors.As(err, &unknown) {
+		t.Errorf("a message is taken: %v", err)
+	}
 }
