@@ -89,7 +89,7 @@ func (f *clientFlags) explain(err error) error {
 	}
 	switch s.Code() {
 	case codes.Unavailable:
-		return fmt.Errorf("the gateway at %s cannot be reached: %s\nis it running, is --addr (ORDERGATE_ADDR) its gRPC address, and does it want TLS (--tls, --tls-ca)?", f.Addr, s.Message())
+		return fmt.Errorf("the gateway at %s cannot be reached: %s\nis it running, and is --addr (ORDERGATE_ADDR) its gRPC address? If it has TLS, give --tls or --tls-ca FILE", f.Addr, s.Message())
 	case codes.Unimplemented:
 		return fmt.Errorf("the gateway at %s does not know this call: it is of another version than this command, or no ordergate", f.Addr)
 	case codes.Canceled:
