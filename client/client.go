@@ -41,7 +41,8 @@ type Client struct {
 //
 // The options say how to connect, and must name the transport's credentials:
 // [grpc.WithTransportCredentials] with [credentials.NewTLS], or with
-// [insecure.NewCredentials] on one machine. New adds what a connection that is
+// [insecure.NewCredentials] on one machine. [WithToken] adds a token; [Credentials]
+// makes all of these from files and flags. New adds what a connection that is
 // idle for hours needs, before the options, which may change it: pings that
 // find a dead connection within 40 s, and a new try at least every 12 s or so.
 //

@@ -10,13 +10,13 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
+	"github.com/ordergate/ordergate/client"
 )
 
 // maxMessageBytes is the largest message taken from the gateway: an event of
@@ -30,6 +30,24 @@ var errStopped = errors.New("stopped")
 type clientFlags struct {
 	Addr string `name:"addr" env:"ORDERGATE_ADDR" default:"127.0.0.1:50051" placeholder:"HOST:PORT" help:"The gateway's gRPC address."`
 	JSON bool   `name:"json" help:"Print one JSON object a line, as the REST API has them."`
+
+	Token    string `name:"token" env:"ORDERGATE_TOKEN" placeholder:"ogt_…" help:"The token to show, where the gateway wants one. Better in the environment or .env.local: a flag shows in the process list."`
+	TLS      bool   `name:"tls" env:"ORDERGATE_TLS" help:"Connect with TLS, to a certificate of an authority that this system trusts."`
+	TLSCA    string `name:"tls-ca" env:"ORDERGATE_TLS_CA" placeholder:"FILE" help:"Connect with TLS, to a certificate of the authorities in this file (PEM)."`
+	TLSCert  string `name:"tls-cert" env:"ORDERGATE_CLIENT_CERT" placeholder:"FILE" help:"Connect with TLS, and show this certificate (PEM)."`
+	TLSKey   string `name:"tls-key" env:"ORDERGATE_CLIENT_KEY" placeholder:"FILE" help:"The key of that certificate (PEM)."`
+	Insecure bool   `name:"insecure" help:"Send the token over plaintext to another machine, although others on the way can read it."`
+}
+
+// dialOptions say how to connect to the gateway, and what to show there.
+func (f *clientFlags) dialOptions() ([]grpc.DialOption, error) {
+	options, err := client.Credentials{
+		Token: f.Token, TLS: f.TLS, CAFile: f.TLSCA, CertFile: f.TLSCert, KeyFile: f.TLSKey, PlaintextToken: f.Insecure,
+	}.DialOptions(f.Addr)
+	if err != nil {
+		return nil, fmt.Errorf("%w\nuse --tls or --tls-ca FILE for TLS, --tls-cert with --tls-key for a client certificate, and --insecure to send a token over plaintext all the same", err)
+	}
+	return append(options, grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessageBytes))), nil
 }
 
 // modeFlags select by Stripe's mode.
@@ -101,9 +119,12 @@ func (f *filterFlags) filter(own *ordergatev1.OrderEventFilter) (*ordergatev1.Or
 }
 
 // call connects to the gateway, and explains what do fails with.
-func (f *clientFlags) call(do func(*grpc.ClientConn) error, options ...grpc.DialOption) error {
-	conn, err := grpc.NewClient(f.Addr, append([]grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessageBytes))}, options...)...)
+func (f *clientFlags) call(do func(*grpc.ClientConn) error) error {
+	options, err := f.dialOptions()
+	if err != nil {
+		return err
+	}
+	conn, err := grpc.NewClient(f.Addr, options...)
 	if err != nil {
 		return err
 	}
@@ -126,7 +147,7 @@ func (f *clientFlags) explain(err error) error {
 	}
 	switch s.Code() {
 	case codes.Unavailable:
-		return fmt.Errorf("the gateway at %s cannot be reached: %s\nis it running, and is --addr (ORDERGATE_ADDR) its gRPC address?", f.Addr, s.Message())
+		return fmt.Errorf("the gateway at %s cannot be reached: %s\nis it running, and is --addr (ORDERGATE_ADDR) its gRPC address? If it has TLS, give --tls or --tls-ca FILE", f.Addr, s.Message())
 	case codes.Unimplemented:
 		return fmt.Errorf("the gateway at %s does not know this call: it is of another version than this command, or no ordergate", f.Addr)
 	case codes.Canceled:

@@ -9,9 +9,6 @@ import (
 	"sync"
 	"time"
 
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
-
 	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
 	"github.com/ordergate/ordergate/client"
 )
@@ -49,7 +46,11 @@ func (m *consumeCommand) Run(ctx context.Context, c console) error {
 	if err != nil {
 		return err
 	}
-	gateway, err := client.New(m.Addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	dial, err := m.dialOptions()
+	if err != nil {
+		return err
+	}
+	gateway, err := client.New(m.Addr, dial...)
 	if err != nil {
 		return err
 	}

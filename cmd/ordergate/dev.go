@@ -9,8 +9,10 @@ import (
 	"strings"
 
 	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc/metadata"
 
 	"github.com/ordergate/ordergate/client"
+	"github.com/ordergate/ordergate/internal/auth"
 	"github.com/ordergate/ordergate/internal/config"
 	"github.com/ordergate/ordergate/internal/orders"
 	"github.com/ordergate/ordergate/internal/telemetry"
@@ -66,6 +68,9 @@ func (d *devCommand) printOrders(ctx context.Context, g *gateway, c console) err
 		return err
 	}
 	defer own.Close()
+	ticket, done := g.access.HandOver(auth.Own())
+	defer done()
+	ctx = metadata.AppendToOutgoingContext(ctx, auth.TicketKey, ticket)
 	printer := orderPrinter{out: c.stdout}
 	for message, err := range own.Watch(ctx, client.WatchOptions{}) {
 		if err != nil {

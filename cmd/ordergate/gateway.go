@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc/test/bufconn"
 
 	"github.com/ordergate/ordergate/internal/adminhttp"
+	"github.com/ordergate/ordergate/internal/auth"
 	"github.com/ordergate/ordergate/internal/config"
 	"github.com/ordergate/ordergate/internal/eventlog"
 	"github.com/ordergate/ordergate/internal/grpcapi"
@@ -44,6 +45,8 @@ type gateway struct {
 	log           *eventlog.Log
 	pipeline      *pipeline.Pipeline
 	subscriptions *subscription.Manager
+	access        *auth.Access
+	keys          *auth.Keys // nil without TLS
 	grpc          *grpcapi.Server
 	conn          *grpc.ClientConn // to the own gRPC server
 	ingress       *http.Server
@@ -60,10 +63,12 @@ type gateway struct {
 func newGateway(ctx context.Context, cfg config.Config, logger *slog.Logger) (_ *gateway, err error) {
 	secrets, secretsErr := stripehook.ParseSecrets(cfg.StripeWebhookSecret)
 	stripe, stripeErr := newStripeClient(cfg, logger)
-	if err := errors.Join(cfg.Check(), secretsErr, stripeErr); err != nil {
+	access, accessErr := loadAccess(cfg, logger)
+	keys, keysErr := loadKeys(cfg, logger)
+	if err := errors.Join(cfg.Check(), secretsErr, stripeErr, accessErr, keysErr); err != nil {
 		return nil, err
 	}
-	g := &gateway{cfg: cfg, logger: logger, inProcess: bufconn.Listen(inProcessBuffer)}
+	g := &gateway{cfg: cfg, logger: logger, access: access, keys: keys, inProcess: bufconn.Listen(inProcessBuffer)}
 	defer func() {
 		if err != nil {
 			g.close()
@@ -93,7 +98,11 @@ func newGateway(ctx context.Context, cfg config.Config, logger *slog.Logger) (_ 
 		Metrics:       metrics,
 	})
 	g.subscriptions = subscription.New(g.log, logger)
-	g.grpc = grpcapi.New(g.log, g.pipeline, g.subscriptions, logger)
+	security := grpcapi.Security{Access: access}
+	if keys != nil {
+		security.TLS = keys.Config("h2")
+	}
+	g.grpc = grpcapi.New(g.log, g.pipeline, g.subscriptions, security, logger)
 	g.conn, err = grpc.NewClient(inProcessTarget, g.dialOptions()...)
 	if err != nil {
 		return nil, err
@@ -107,12 +116,32 @@ func newGateway(ctx context.Context, cfg config.Config, logger *slog.Logger) (_ 
 		Metrics:      metrics,
 		Now:          time.Now,
 	}), logger)
-	admin, err := adminhttp.New(ctx, adminhttp.Config{Conn: g.conn, Ready: g.ready(ctx), Metrics: metrics})
+	admin, err := adminhttp.New(ctx, adminhttp.Config{Conn: g.conn, Ready: g.ready(ctx), Metrics: metrics, Access: access})
 	if err != nil {
 		return nil, err
 	}
 	g.admin = adminhttp.Server(admin, logger)
+	if keys != nil {
+		g.admin.TLSConfig = keys.Config("h2", "http/1.1")
+	}
 	return g, nil
+}
+
+// loadAccess returns the access list that the settings name. Without one,
+// everybody may do everything.
+func loadAccess(cfg config.Config, logger *slog.Logger) (*auth.Access, error) {
+	if cfg.AccessFile == "" {
+		return auth.Everybody(), nil
+	}
+	return auth.Load(auth.Config{File: cfg.AccessFile, PlaintextTokens: cfg.Insecure, Logger: logger})
+}
+
+// loadKeys returns nil without TLS.
+func loadKeys(cfg config.Config, logger *slog.Logger) (*auth.Keys, error) {
+	if cfg.TLSCert == "" || cfg.TLSKey == "" {
+		return nil, nil
+	}
+	return auth.LoadKeys(cfg.TLSCert, cfg.TLSKey, cfg.TLSClientCA, logger)
 }
 
 // dialOptions connect to the own gRPC server, within the process.
@@ -174,7 +203,11 @@ func (g *gateway) run(ctx context.Context) error {
 	group.Go(func() error { return serveHTTP(g.ingress, g.ingressListener) })
 	group.Go(func() error { return serveHTTP(g.admin, g.adminListener) })
 	group.Go(func() error { return g.grpc.Serve(g.grpcListener) })
-	group.Go(func() error { return g.grpc.Serve(g.inProcess) })
+	group.Go(func() error { return g.grpc.ServeInProcess(g.inProcess) })
+	group.Go(func() error { g.access.Watch(ending); return nil })
+	if g.keys != nil {
+		group.Go(func() error { g.keys.Watch(ending); return nil })
+	}
 	group.Go(func() error { g.grpc.MonitorHealth(ending); return nil })
 	group.Go(func() error {
 		if err := g.pipeline.Run(converting); converting.Err() == nil {
@@ -230,7 +263,11 @@ func (g *gateway) close() error {
 }
 
 func serveHTTP(server *http.Server, listener net.Listener) error {
-	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+	serve := server.Serve
+	if server.TLSConfig != nil {
+		serve = func(listener net.Listener) error { return server.ServeTLS(listener, "", "") }
+	}
+	if err := serve(listener); !errors.Is(err, http.ErrServerClosed) {
 		return err
 	}
 	return nil

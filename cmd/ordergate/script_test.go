@@ -3,6 +3,8 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"net"
 	"net/http"
 	"os"
@@ -89,13 +91,20 @@ func poll(ts *testscript.TestScript, what string, done func(context.Context) boo
 	}
 }
 
-// ready waits until the gateway of the script says that it is.
+// ready [CA] waits until the gateway of the script says that it is; over TLS, when
+// the file of an authority is given.
 func ready(ts *testscript.TestScript, neg bool, args []string) {
-	url := "http://" + ts.Getenv("ORDERGATE_ADMIN_ADDR") + "/readyz"
+	url, admin := "http://"+ts.Getenv("ORDERGATE_ADMIN_ADDR")+"/readyz", http.DefaultClient
+	if len(args) > 0 {
+		url = strings.Replace(url, "http:", "https:", 1)
+		pool := x509.NewCertPool()
+		pool.AppendCertsFromPEM([]byte(ts.ReadFile(args[0])))
+		admin = &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}}}
+	}
 	poll(ts, "ready", func(ctx context.Context) bool {
 		request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 		ts.Check(err)
-		response, err := http.DefaultClient.Do(request)
+		response, err := admin.Do(request)
 		if err != nil {
 			return false
 		}

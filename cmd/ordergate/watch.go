@@ -5,9 +5,6 @@ import (
 	"fmt"
 	"time"
 
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
-
 	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
 	"github.com/ordergate/ordergate/client"
 )
@@ -39,7 +36,11 @@ func (w *watchCommand) Run(ctx context.Context, c console) error {
 		}
 		away = true
 	}
-	gateway, err := client.New(w.Addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	dial, err := w.dialOptions()
+	if err != nil {
+		return err
+	}
+	gateway, err := client.New(w.Addr, dial...)
 	if err != nil {
 		return err
 	}

@@ -16,8 +16,6 @@ import (
 	"time"
 
 	"github.com/alecthomas/kong"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/grpclog"
 
 	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
@@ -40,6 +38,12 @@ func main() {
 // settings are the command line.
 type settings struct {
 	Addr          string `name:"addr" env:"ORDERGATE_ADDR" default:"127.0.0.1:50051" placeholder:"HOST:PORT" help:"The gateway's gRPC address (default: ${default})."`
+	Token         string `name:"token" env:"ORDERGATE_TOKEN" placeholder:"ogt_…" help:"The token to show, where the gateway wants one. Better in the environment: a flag shows in the process list."`
+	TLS           bool   `name:"tls" env:"ORDERGATE_TLS" help:"Connect with TLS, to a certificate of an authority that this system trusts."`
+	TLSCA         string `name:"tls-ca" env:"ORDERGATE_TLS_CA" placeholder:"FILE" help:"Connect with TLS, to a certificate of the authorities in this file (PEM)."`
+	TLSCert       string `name:"tls-cert" env:"ORDERGATE_CLIENT_CERT" placeholder:"FILE" help:"Connect with TLS, and show this certificate (PEM)."`
+	TLSKey        string `name:"tls-key" env:"ORDERGATE_CLIENT_KEY" placeholder:"FILE" help:"The key of that certificate (PEM)."`
+	Insecure      bool   `name:"insecure" help:"Send the token over plaintext to another machine, although others on the way can read it."`
 	Subscription  string `name:"subscription" env:"SHIPPER_SUBSCRIPTION" default:"shipping" placeholder:"NAME" help:"The subscription; it is made when it is missing. Another shipper with another folder needs another one (default: ${default})."`
 	FromBeginning bool   `name:"from-beginning" env:"SHIPPER_FROM_BEGINNING" help:"Make the subscription begin with the oldest event that is kept, not with the next one."`
 	TestOrders    bool   `name:"test-orders" env:"SHIPPER_TEST_ORDERS" help:"Take orders of Stripe's test mode too. Without it they are skipped: nothing may be shipped for them."`
@@ -78,9 +82,15 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	defer shelf.close()
 
-	// Without TLS, as the gateway has none yet: keep both on one machine, or the
-	// connection in a tunnel. It carries names and addresses.
-	gateway, err := client.New(s.Addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	// Without TLS, keep both on one machine: the connection carries names and
+	// addresses.
+	dial, err := client.Credentials{
+		Token: s.Token, TLS: s.TLS, CAFile: s.TLSCA, CertFile: s.TLSCert, KeyFile: s.TLSKey, PlaintextToken: s.Insecure,
+	}.DialOptions(s.Addr)
+	if err != nil {
+		return fmt.Errorf("%w\nsee --tls, --tls-ca, --tls-cert and --tls-key", err)
+	}
+	gateway, err := client.New(s.Addr, dial...)
 	if err != nil {
 		return err
 	}

@@ -8,6 +8,7 @@ import (
 	_ "embed"
 	"encoding/json"
 	"log/slog"
+	"net"
 	"net/http"
 	"time"
 
@@ -15,8 +16,10 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
 
 	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
+	"github.com/ordergate/ordergate/internal/auth"
 )
 
 //go:embed openapi/ordergate.swagger.json
@@ -26,6 +29,9 @@ const (
 	readHeaderTimeout = 5 * time.Second
 	idleTimeout       = 2 * time.Minute
 	maxHeaderBytes    = 32 << 10
+
+	challengeHeader = "WWW-Authenticate"
+	challenge       = "Bearer"
 )
 
 // Config says what to serve.
@@ -36,12 +42,22 @@ type Config struct {
 	Ready func() error
 	// Metrics are what /metrics shows.
 	Metrics prometheus.Gatherer
+	// Access says who may see /metrics and /openapi.json, and takes what callers of
+	// /v1/ show, for the gRPC server to judge: Conn is a connection within the
+	// process.
+	Access *auth.Access
 }
 
 // New returns the handler of the admin listener. ctx bounds the life of the
 // handler's use of the connection.
 func New(ctx context.Context, cfg Config) (http.Handler, error) {
 	rest := runtime.NewServeMux(
+		// Nothing of a request becomes metadata but what handOver says of its caller.
+		runtime.WithIncomingHeaderMatcher(func(string) (string, bool) { return "", false }),
+		runtime.WithMetadata(func(_ context.Context, r *http.Request) metadata.MD {
+			ticket, _ := r.Context().Value(ticketOf{}).(string)
+			return metadata.Pairs(auth.TicketKey, ticket)
+		}),
 		runtime.WithMarshalerOption(runtime.MIMEWildcard, restMarshaler),
 		runtime.WithMarshalerOption(eventStream, sseMarshaler{restMarshaler}),
 	)
@@ -56,11 +72,11 @@ func New(ctx context.Context, cfg Config) (http.Handler, error) {
 	}
 	mux := http.NewServeMux()
 	// A page that an operator's browser has open must not free a parcel.
-	mux.Handle("/v1/", http.NewCrossOriginProtection().Handler(negotiateSSE(rest)))
-	mux.HandleFunc("GET /openapi.json", func(w http.ResponseWriter, _ *http.Request) {
+	mux.Handle("/v1/", http.NewCrossOriginProtection().Handler(handOver(cfg.Access, negotiateSSE(rest))))
+	mux.Handle("GET /openapi.json", forAnyRole(cfg.Access, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		w.Write(openAPI)
-	})
+	})))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		answer(w, http.StatusOK, map[string]any{"alive": true})
 	})
@@ -71,8 +87,62 @@ func New(ctx context.Context, cfg Config) (http.Handler, error) {
 		}
 		answer(w, http.StatusOK, map[string]any{"ready": true})
 	})
-	mux.Handle("GET /metrics", promhttp.HandlerFor(cfg.Metrics, promhttp.HandlerOpts{}))
+	mux.Handle("GET /metrics", forAnyRole(cfg.Access, promhttp.HandlerFor(cfg.Metrics, promhttp.HandlerOpts{})))
 	return mux, nil
+}
+
+// ticketOf is the key of a request's ticket in its context.
+type ticketOf struct{}
+
+// handOver passes on what a caller shows to the gRPC server, by a ticket that is
+// good for as long as the request.
+func handOver(access *auth.Access, next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		ticket, done := access.HandOver(shownBy(r))
+		defer done()
+		next.ServeHTTP(challenging{w}, r.WithContext(context.WithValue(r.Context(), ticketOf{}, ticket)))
+	})
+}
+
+// challenging names the scheme in answers to callers that are not known, as
+// RFC 9110, section 15.5.2, wants it.
+type challenging struct{ http.ResponseWriter }
+
+func (c challenging) WriteHeader(status int) {
+	if status == http.StatusUnauthorized {
+		c.Header().Set(challengeHeader, challenge)
+	}
+	c.ResponseWriter.WriteHeader(status)
+}
+
+// Flush is there for the streams of grpc-gateway, which look for it.
+func (c challenging) Flush() {
+	http.NewResponseController(c.ResponseWriter).Flush() // the next write tells of an error
+}
+
+func (c challenging) Unwrap() http.ResponseWriter { return c.ResponseWriter }
+
+// forAnyRole lets through who has a role.
+func forAnyRole(access *auth.Access, next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if _, err := access.Authenticate(shownBy(r)); err != nil {
+			w.Header().Set(challengeHeader, challenge)
+			answer(w, http.StatusUnauthorized, map[string]any{"error": err.Error()})
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// shownBy returns what the caller of a request shows of itself.
+func shownBy(r *http.Request) auth.Shown {
+	shown := auth.Shown{Authorization: r.Header.Values("Authorization")}
+	if r.TLS != nil {
+		shown.Certificate, shown.Private = auth.VerifiedCertificate(*r.TLS), true
+	} else if local, ok := r.Context().Value(http.LocalAddrContextKey).(net.Addr); ok {
+		shown.Private = auth.Loopback(local)
+	}
+	return shown
 }
 
 // Server returns an HTTP server for the handler. It has no write timeout: a

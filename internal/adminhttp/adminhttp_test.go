@@ -20,6 +20,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
+	"github.com/ordergate/ordergate/internal/auth"
 )
 
 // orderServer answers as the gateway would, and notes what it was asked.
@@ -100,7 +101,7 @@ func newAdmin(t *testing.T, ready func() error) (*httptest.Server, *orderServer)
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
-	handler, err := New(t.Context(), Config{Conn: conn, Ready: ready, Metrics: prometheus.NewRegistry()})
+	handler, err := New(t.Context(), Config{Conn: conn, Ready: ready, Metrics: prometheus.NewRegistry(), Access: auth.Everybody()})
 	if err != nil {
 		t.Fatal(err)
 	}

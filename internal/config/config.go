@@ -37,7 +37,12 @@ type Config struct {
 
 	GRPCAddr  string `name:"grpc-addr" env:"ORDERGATE_GRPC_ADDR" default:"127.0.0.1:50051" help:"Where subscribers connect over gRPC."`
 	AdminAddr string `name:"admin-addr" env:"ORDERGATE_ADMIN_ADDR" default:"127.0.0.1:8080" help:"Where operators connect: REST under /v1/, /openapi.json, /healthz, /readyz, /metrics."`
-	Insecure  bool   `name:"insecure" env:"ORDERGATE_INSECURE" help:"Serve gRPC and admin HTTP on other than loopback addresses, although everybody who reaches them reads customers' names and addresses."`
+	Insecure  bool   `name:"insecure" env:"ORDERGATE_INSECURE" help:"Serve gRPC and admin HTTP on other than loopback addresses without TLS or an access file, although everybody in between reads customers' names and addresses; and take tokens that came over plaintext."`
+
+	TLSCert     string `name:"tls-cert" env:"ORDERGATE_TLS_CERT" placeholder:"FILE" help:"The certificate for gRPC and admin HTTP, in PEM, with those between it and its authority. Taken again when the file changes."`
+	TLSKey      string `name:"tls-key" env:"ORDERGATE_TLS_KEY" placeholder:"FILE" help:"The certificate's private key, in PEM."`
+	TLSClientCA string `name:"tls-client-ca" env:"ORDERGATE_TLS_CLIENT_CA" placeholder:"FILE" help:"The authorities of client certificates, in PEM. A client that shows one needs no token."`
+	AccessFile  string `name:"access-file" env:"ORDERGATE_ACCESS_FILE" placeholder:"FILE" help:"Who may do what over gRPC and admin HTTP: NAME ROLE CREDENTIAL [SUBSCRIPTION,...] a line; see ordergate tokens create. Taken again when the file changes. Without it, everybody who reaches these may do everything."`
 
 	DataDir      string        `name:"data-dir" env:"ORDERGATE_DATA_DIR" placeholder:"DIR" help:"Where events and orders are stored, by one process at a time (serve: ordergate-data; dev: a temporary directory)."`
 	InboxMaxAge  time.Duration `name:"inbox-max-age" env:"ORDERGATE_INBOX_MAX_AGE" default:"840h" help:"How long raw events are kept, and with them the memory of their ids: 720h (30 days) or more."`
@@ -79,9 +84,15 @@ func (c *Config) Check() error {
 		switch {
 		case err != nil || port == "":
 			wrong("%s %q is not HOST:PORT: write for example 127.0.0.1:8080, or :3000 for every interface", door.flag, door.addr)
-		case door.private && !loopback(host) && !c.Insecure:
-			wrong("%s %q is reached from outside this machine, where everybody could read customers' names and addresses: use 127.0.0.1, or say --insecure if the network in between keeps others out", door.flag, door.addr)
+		case door.private && !loopback(host) && !c.Insecure && (c.TLSCert == "" || c.AccessFile == ""):
+			wrong("%s %q is reached from outside this machine, where everybody could read customers' names and addresses: use 127.0.0.1; or give --tls-cert and --tls-key, and --access-file; or say --insecure if the network in between keeps others out", door.flag, door.addr)
 		}
+	}
+	if (c.TLSCert == "") != (c.TLSKey == "") {
+		wrong("--tls-cert %q and --tls-key %q: give both, or none", c.TLSCert, c.TLSKey)
+	}
+	if c.TLSClientCA != "" && (c.TLSCert == "" || c.AccessFile == "") {
+		wrong("--tls-client-ca %q: give --tls-cert and --tls-key too, and an --access-file that says what the clients may do (NAME ROLE san:NAME-IN-THE-CERTIFICATE)", c.TLSClientCA)
 	}
 	if !strings.HasPrefix(c.WebhookPath, "/") || strings.ContainsAny(c.WebhookPath, "?# %") {
 		wrong("--webhook-path %q is not a path: write for example /api/webhook", c.WebhookPath)

@@ -32,6 +32,16 @@ func TestCheck(t *testing.T) {
 		{"gRPC on every interface", func(c *Config) { c.GRPCAddr = ":50051" }, "--grpc-addr"},
 		{"gRPC on 0.0.0.0", func(c *Config) { c.GRPCAddr = "0.0.0.0:50051" }, "--insecure"},
 		{"admin on a name", func(c *Config) { c.AdminAddr = "example.com:8080" }, "--admin-addr"},
+		{"gRPC outside with TLS only", func(c *Config) { c.GRPCAddr, c.TLSCert, c.TLSKey = ":50051", "c", "k" }, "--access-file"},
+		{"gRPC outside with an access file only", func(c *Config) { c.GRPCAddr, c.AccessFile = ":50051", "a" }, "--tls-cert"},
+		{"outside with both", func(c *Config) {
+			c.GRPCAddr, c.AdminAddr, c.TLSCert, c.TLSKey, c.TLSClientCA, c.AccessFile = ":50051", ":8080", "c", "k", "ca", "a"
+		}, ""},
+		{"an access file on loopback", func(c *Config) { c.AccessFile = "a" }, ""},
+		{"a certificate without a key", func(c *Config) { c.TLSCert = "c" }, "--tls-key"},
+		{"a key without a certificate", func(c *Config) { c.TLSKey = "k" }, "--tls-cert"},
+		{"client certificates without TLS", func(c *Config) { c.TLSClientCA, c.AccessFile = "ca", "a" }, "--tls-client-ca"},
+		{"client certificates that may do nothing", func(c *Config) { c.TLSClientCA, c.TLSCert, c.TLSKey = "ca", "c", "k" }, "--access-file"},
 		{"told so in so many words", func(c *Config) { c.GRPCAddr, c.AdminAddr, c.Insecure = ":50051", ":8080", true }, ""},
 		{"no port", func(c *Config) { c.IngressAddr = "localhost" }, "--ingress-addr"},
 		{"path without slash", func(c *Config) { c.WebhookPath = "api" }, "--webhook-path"},

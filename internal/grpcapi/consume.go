@@ -90,6 +90,8 @@ func (c *consumer) first() (*ordergatev1.ConsumeRequest, error) {
 		return request, nil
 	case err := <-c.broken:
 		return nil, err
+	case <-c.stream.Context().Done():
+		return nil, context.Cause(c.stream.Context())
 	case <-timeout.C:
 		return nil, invalid("open", "did not come within %v: send it first", openTimeout)
 	}
@@ -218,6 +220,10 @@ func (c *consumer) run(drains *drains) error {
 		case <-c.subscription.Ended():
 			return c.subscription.Err()
 		case err = <-c.broken:
+		case <-c.stream.Context().Done():
+			// Not only of itself, which broken tells of too: also when the worker's
+			// access has ended.
+			err = context.Cause(c.stream.Context())
 		}
 		if err != nil {
 			return err

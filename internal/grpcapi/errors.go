@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/protoadapt"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/ordergate/ordergate/internal/auth"
 	"github.com/ordergate/ordergate/internal/eventlog"
 	"github.com/ordergate/ordergate/internal/pipeline"
 	"github.com/ordergate/ordergate/internal/stripeapi"
@@ -22,6 +23,8 @@ import (
 const (
 	errorDomain = "ordergate"
 
+	reasonUnauthenticated   = "UNAUTHENTICATED"
+	reasonDenied            = "PERMISSION_DENIED"
 	reasonInvalidRequest    = "INVALID_REQUEST"
 	reasonOrderNotFound     = "ORDER_NOT_FOUND"
 	reasonOrderConflict     = "ORDER_CONFLICT"
@@ -87,8 +90,14 @@ func statusOf(err error) *status.Status {
 		token   *invalidToken
 		expired *expiredToken
 		missing *missingEvent
+		unknown *auth.UnauthenticatedError
+		denied  *auth.DeniedError
 	)
 	switch {
+	case errors.As(err, &unknown):
+		return newStatus(codes.Unauthenticated, unknown.Error(), reasonUnauthenticated, nil)
+	case errors.As(err, &denied):
+		return newStatus(codes.PermissionDenied, denied.Error(), reasonDenied, map[string]string{"principal": denied.Principal, "role": denied.Role.String(), "needed_role": denied.Needed.String()})
 	case len(invalidFields(err)) > 0:
 		return newStatus(codes.InvalidArgument, err.Error(), reasonInvalidRequest, nil, violations(invalidFields(err)))
 	case errors.As(err, &token):

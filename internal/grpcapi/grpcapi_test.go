@@ -20,10 +20,12 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/test/bufconn"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
+	"github.com/ordergate/ordergate/internal/auth"
 	"github.com/ordergate/ordergate/internal/eventlog"
 	"github.com/ordergate/ordergate/internal/orders"
 	"github.com/ordergate/ordergate/internal/pipeline"
@@ -40,6 +42,8 @@ type gateway struct {
 	events   ordergatev1.EventServiceClient
 	work     ordergatev1.SubscriptionServiceClient
 	health   healthv1.HealthClient
+	addr     string
+	own      *bufconn.Listener // within the process
 }
 
 func newGateway(t *testing.T, dir string) *gateway {
@@ -50,6 +54,13 @@ func newGateway(t *testing.T, dir string) *gateway {
 // newGatewayWith makes a gateway with a client of Stripe's API, or without one.
 func newGatewayWith(t *testing.T, dir string, stripe *stripeapi.Client) *gateway {
 	t.Helper()
+	return newGuardedGateway(t, dir, stripe, Security{Access: auth.Everybody()}, nil)
+}
+
+// newGuardedGateway makes a gateway that not everybody may use. Its listener is
+// what wrap makes of one on loopback.
+func newGuardedGateway(t *testing.T, dir string, stripe *stripeapi.Client, security Security, wrap func(net.Listener) net.Listener) *gateway {
+	t.Helper()
 	logger := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
 	log, err := eventlog.Open(t.Context(), eventlog.Config{Dir: dir, MaxEventBytes: 1 << 20, Logger: logger})
 	if err != nil {
@@ -59,23 +70,28 @@ func newGatewayWith(t *testing.T, dir string, stripe *stripeapi.Client) *gateway
 	pipeline := pipeline.New(pipeline.Config{Log: log, Stripe: stripe, Sources: orders.DefaultSources(), ItemsDeadline: 30 * time.Second, Logger: logger, Metrics: prometheus.NewRegistry()})
 	subscriptions := subscription.New(log, logger)
 	t.Cleanup(subscriptions.Close)
-	server := New(log, pipeline, subscriptions, logger)
+	server := New(log, pipeline, subscriptions, security, logger)
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
+	addr, own := listener.Addr().String(), bufconn.Listen(1<<16)
+	if wrap != nil {
+		listener = wrap(listener)
+	}
 	go server.Serve(listener)
+	go server.ServeInProcess(own)
 	t.Cleanup(func() {
 		ended, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		defer cancel()
 		server.Shutdown(ended)
 	})
-	conn, err := grpc.NewClient(listener.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn, err := grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
-	return &gateway{log, pipeline, server, ordergatev1.NewOrderServiceClient(conn), ordergatev1.NewEventServiceClient(conn), ordergatev1.NewSubscriptionServiceClient(conn), healthv1.NewHealthClient(conn)}
+	return &gateway{log, pipeline, server, ordergatev1.NewOrderServiceClient(conn), ordergatev1.NewEventServiceClient(conn), ordergatev1.NewSubscriptionServiceClient(conn), healthv1.NewHealthClient(conn), addr, own}
 }
 
 func deadline(t *testing.T) context.Context {
@@ -572,8 +588,8 @@ func TestUnknownErrorsStayInside(t *testing.T) {
 }
 
 func TestPanicIsAnInternalError(t *testing.T) {
-	m := errorMapper{slog.New(slog.DiscardHandler)}
-	_, err := m.unary(t.Context(), nil, &grpc.UnaryServerInfo{}, func(context.Context, any) (any, error) { panic("boom") })
+	m := guard{auth.Everybody(), slog.New(slog.DiscardHandler)}
+	_, err := m.unary(t.Context(), nil, &grpc.UnaryServerInfo{FullMethod: ordergatev1.OrderService_GetOrder_FullMethodName}, func(context.Context, any) (any, error) { panic("boom") })
 	expectProblem(t, err, problem{Code: codes.Internal, Reason: "INTERNAL"})
 }
 

@@ -6,10 +6,8 @@ package grpcapi
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
-	"runtime/debug"
 	"time"
 
 	"google.golang.org/grpc"
@@ -59,11 +57,11 @@ type Server struct {
 
 // New returns a server that shows what is in a log, hands out what subscriptions
 // have, and has the log's pipeline do what operators ask for.
-func New(log *eventlog.Log, pipeline *pipeline.Pipeline, subscriptions *subscription.Manager, logger *slog.Logger) *Server {
+func New(log *eventlog.Log, pipeline *pipeline.Pipeline, subscriptions *subscription.Manager, security Security, logger *slog.Logger) *Server {
 	s := &Server{log: log, health: health.NewServer()}
 	s.draining, s.drain = context.WithCancel(context.Background())
 	s.drains = &drains{draining: s.draining}
-	mapping := errorMapper{logger}
+	guard := guard{security.Access, logger}
 	s.grpc = grpc.NewServer(
 		grpc.MaxRecvMsgSize(maxRequestBytes),
 		grpc.MaxConcurrentStreams(maxStreams),
@@ -75,8 +73,9 @@ func New(log *eventlog.Log, pipeline *pipeline.Pipeline, subscriptions *subscrip
 			MaxConnectionAgeGrace: connectionGrace,
 		}),
 		grpc.StatsHandler(connectionStart{}),
-		grpc.ChainUnaryInterceptor(mapping.unary),
-		grpc.ChainStreamInterceptor(mapping.stream),
+		grpc.Creds(security.credentials()),
+		grpc.ChainUnaryInterceptor(guard.unary),
+		grpc.ChainStreamInterceptor(guard.stream),
 	)
 	ordergatev1.RegisterOrderServiceServer(s.grpc, &orderService{log: log, pipeline: pipeline, draining: s.draining})
 	ordergatev1.RegisterEventServiceServer(s.grpc, &eventService{log: log, pipeline: pipeline, draining: s.draining, logger: logger})
@@ -90,6 +89,13 @@ func New(log *eventlog.Log, pipeline *pipeline.Pipeline, subscriptions *subscrip
 // Serve accepts connections until the server is shut down. It may be called
 // for several listeners.
 func (s *Server) Serve(listener net.Listener) error { return s.grpc.Serve(listener) }
+
+// ServeInProcess is Serve for a listener that only this process can reach. Its
+// callers show tickets of the access list (auth.Access.HandOver), and nothing
+// else.
+func (s *Server) ServeInProcess(listener net.Listener) error {
+	return s.grpc.Serve(inProcessListener{listener})
+}
 
 // MonitorHealth keeps the health service in step with the log until ctx ends.
 func (s *Server) MonitorHealth(ctx context.Context) {
@@ -182,37 +188,4 @@ func causeOf(ctx context.Context, err error) error {
 		return context.Cause(ctx)
 	}
 	return err
-}
-
-// errorMapper is the edge where errors become statuses, and panics errors.
-type errorMapper struct{ logger *slog.Logger }
-
-func (m errorMapper) unary(ctx context.Context, request any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (response any, err error) {
-	defer func() {
-		err = m.finish(ctx, info.FullMethod, err, recover())
-	}()
-	return handler(ctx, request)
-}
-
-func (m errorMapper) stream(service any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {
-	defer func() {
-		err = m.finish(stream.Context(), info.FullMethod, err, recover())
-	}()
-	return handler(service, stream)
-}
-
-func (m errorMapper) finish(ctx context.Context, method string, err error, panicked any) error {
-	if panicked != nil {
-		err = fmt.Errorf("panic: %v\n%s", panicked, debug.Stack())
-	}
-	if err == nil {
-		return nil
-	}
-	mapped := statusOf(err)
-	level := slog.LevelDebug
-	if reasonOf(mapped) == reasonInternal {
-		level = slog.LevelError
-	}
-	m.logger.Log(ctx, level, "rpc", "method", method, "code", mapped.Code().String(), "error", err)
-	return mapped.Err()
 }

@@ -37,7 +37,8 @@ const (
 // missed. An event can be seen here a moment before it is durable.
 //
 // Every error carries a google.rpc.ErrorInfo of the domain `ordergate`; its
-// reasons are INVALID_REQUEST, EVENT_NOT_FOUND, PAGE_TOKEN_INVALID,
+// reasons are UNAUTHENTICATED, PERMISSION_DENIED, INVALID_REQUEST,
+// EVENT_NOT_FOUND, PAGE_TOKEN_INVALID,
 // API_KEY_MISSING, API_KEY_REFUSED, BACKFILL_RUNNING, STRIPE_UNAVAILABLE,
 // LOG_UNAVAILABLE, LOG_FULL, SHUTTING_DOWN and INTERNAL.
 type EventServiceClient interface {
@@ -149,7 +150,8 @@ type EventService_BackfillClient = grpc.ServerStreamingClient[BackfillResponse]
 // missed. An event can be seen here a moment before it is durable.
 //
 // Every error carries a google.rpc.ErrorInfo of the domain `ordergate`; its
-// reasons are INVALID_REQUEST, EVENT_NOT_FOUND, PAGE_TOKEN_INVALID,
+// reasons are UNAUTHENTICATED, PERMISSION_DENIED, INVALID_REQUEST,
+// EVENT_NOT_FOUND, PAGE_TOKEN_INVALID,
 // API_KEY_MISSING, API_KEY_REFUSED, BACKFILL_RUNNING, STRIPE_UNAVAILABLE,
 // LOG_UNAVAILABLE, LOG_FULL, SHUTTING_DOWN and INTERNAL.
 type EventServiceServer interface {

@@ -37,7 +37,8 @@ const (
 // it is durable.
 //
 // Every error carries a google.rpc.ErrorInfo of the domain `ordergate`; its
-// reasons are INVALID_REQUEST, ORDER_NOT_FOUND, ORDER_CONFLICT,
+// reasons are UNAUTHENTICATED, PERMISSION_DENIED, INVALID_REQUEST,
+// ORDER_NOT_FOUND, ORDER_CONFLICT,
 // PAGE_TOKEN_INVALID, RESUME_TOKEN_INVALID, RESUME_TOKEN_EXPIRED,
 // LOG_UNAVAILABLE, LOG_FULL, SHUTTING_DOWN and INTERNAL.
 type OrderServiceClient interface {
@@ -165,7 +166,8 @@ func (c *orderServiceClient) ReleaseOrder(ctx context.Context, in *ReleaseOrderR
 // it is durable.
 //
 // Every error carries a google.rpc.ErrorInfo of the domain `ordergate`; its
-// reasons are INVALID_REQUEST, ORDER_NOT_FOUND, ORDER_CONFLICT,
+// reasons are UNAUTHENTICATED, PERMISSION_DENIED, INVALID_REQUEST,
+// ORDER_NOT_FOUND, ORDER_CONFLICT,
 // PAGE_TOKEN_INVALID, RESUME_TOKEN_INVALID, RESUME_TOKEN_EXPIRED,
 // LOG_UNAVAILABLE, LOG_FULL, SHUTTING_DOWN and INTERNAL.
 type OrderServiceServer interface {

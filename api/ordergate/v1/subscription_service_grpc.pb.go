@@ -53,7 +53,8 @@ const (
 // disk. Make what you do on an event idempotent by its id.
 //
 // Every error carries a google.rpc.ErrorInfo of the domain `ordergate`; its
-// reasons are INVALID_REQUEST, PAGE_TOKEN_INVALID, RESUME_TOKEN_INVALID,
+// reasons are UNAUTHENTICATED, PERMISSION_DENIED, INVALID_REQUEST,
+// PAGE_TOKEN_INVALID, RESUME_TOKEN_INVALID,
 // RESUME_TOKEN_EXPIRED, SUBSCRIPTION_NOT_FOUND, SUBSCRIPTION_EXISTS,
 // DEAD_LETTER_NOT_FOUND, TOO_MANY_SUBSCRIPTIONS, TOO_MANY_WORKERS,
 // LOG_UNAVAILABLE, LOG_FULL, SHUTTING_DOWN and INTERNAL.
@@ -279,7 +280,8 @@ func (c *subscriptionServiceClient) DiscardDeadLetters(ctx context.Context, in *
 // disk. Make what you do on an event idempotent by its id.
 //
 // Every error carries a google.rpc.ErrorInfo of the domain `ordergate`; its
-// reasons are INVALID_REQUEST, PAGE_TOKEN_INVALID, RESUME_TOKEN_INVALID,
+// reasons are UNAUTHENTICATED, PERMISSION_DENIED, INVALID_REQUEST,
+// PAGE_TOKEN_INVALID, RESUME_TOKEN_INVALID,
 // RESUME_TOKEN_EXPIRED, SUBSCRIPTION_NOT_FOUND, SUBSCRIPTION_EXISTS,
 // DEAD_LETTER_NOT_FOUND, TOO_MANY_SUBSCRIPTIONS, TOO_MANY_WORKERS,
 // LOG_UNAVAILABLE, LOG_FULL, SHUTTING_DOWN and INTERNAL.
