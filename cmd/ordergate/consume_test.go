@@ -235,7 +235,7 @@ func TestConsumeBroken(t *testing.T) {
 	away := problem(codes.Unavailable, "LOG_UNAVAILABLE", "the log is away")
 	checkConsume(t, t.Context(), "--ack --limit 2 --create --from-beginning", outcome{
 		stdout: line(1, "") + line(2, ""),
-		stderr: "the log is away; trying again ...\nthe subscription shipping was created\nthe gateway at ADDR cannot be reached: the gateway ended the stream\nis it running, and is --addr (ORDERGATE_ADDR) its gRPC address?; trying again ...\n",
+		stderr: "the log is away; trying again ...\nthe subscription shipping was created\nthe gateway at ADDR cannot be reached: the gateway ended the stream\nis it running, and is --addr (ORDERGATE_ADDR) its gRPC address? If it has TLS, give --tls or --tls-ca FILE; trying again ...\n",
 	}, func(*conversation) error {
 		return away
 	}, func(*conversation) error {
