@@ -32,16 +32,18 @@ const (
 	healthInterval = time.Second
 
 	// A connection is told to be renewed after connectionAge, give or take a tenth,
-	// and cut off connectionGrace later. In between, at drainAge, no new stream
-	// can be opened on it any more, and streams of workers are drained: they have
-	// drainTime to settle what they have in hand.
+	// and cut off connectionGrace later. In between, at drainAge, streams of workers
+	// are drained: they have drainTime to settle what they have in hand, and come
+	// back on another connection, as no stream can be opened on the old one.
 	connectionAge   = 30 * time.Minute
 	connectionGrace = 10 * time.Minute
-	drainAge        = 34 * time.Minute
 	drainTime       = 2 * time.Minute
 	// drainMargin is what a shutdown needs after the streams have ended.
 	drainMargin = time.Second
 )
+
+// drainAge is a variable for its test.
+var drainAge = 34 * time.Minute
 
 // Server is the gRPC server.
 type Server struct {

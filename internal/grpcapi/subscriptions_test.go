@@ -596,6 +596,32 @@ func TestShutdownDrainsWorkers(t *testing.T) {
 	<-stopped
 }
 
+// A stream on an old connection is drained, and its worker told to come back.
+func TestOldConnectionsAreRenewed(t *testing.T) {
+	age := drainAge
+	drainAge = 50 * time.Millisecond
+	t.Cleanup(func() { drainAge = age })
+	g := newGateway(t, t.TempDir())
+	g.subscribe(t, &ordergatev1.Subscription{Name: "s"})
+	g.store(t, change{order: "cs_1", revision: 1})
+	w := g.consume(t, &ordergatev1.ConsumeOpen{Subscription: "s"})
+	var delivery *ordergatev1.Delivery
+	for {
+		response := w.next()
+		if draining := response.GetDraining(); draining != nil {
+			if left := time.Until(draining.GetEndTime().AsTime()); left < drainTime/2 || left > drainTime {
+				t.Errorf("draining until %v from now", left)
+			}
+			break
+		}
+		delivery = response.GetDelivery()
+	}
+	if delivery != nil { // it may be too late for one
+		w.ack(delivery, "OK")
+	}
+	w.ends(problem{Code: codes.Unavailable, Reason: "SHUTTING_DOWN"})
+}
+
 func TestShutdownDoesNotWaitForStuckWorkers(t *testing.T) {
 	g := newGateway(t, t.TempDir())
 	g.subscribe(t, &ordergatev1.Subscription{Name: "s"})
