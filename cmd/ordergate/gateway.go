@@ -98,6 +98,7 @@ func newGateway(ctx context.Context, cfg config.Config, logger *slog.Logger) (_ 
 		Metrics:       metrics,
 	})
 	g.subscriptions = subscription.New(g.log, logger)
+	metrics.MustRegister(g.subscriptions.Collector())
 	security := grpcapi.Security{Access: access}
 	if keys != nil {
 		security.TLS = keys.Config("h2")

@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
@@ -298,5 +300,64 @@ func TestLogKeepsWhatIsHeld(t *testing.T) {
 	}
 	if err := f.m.keepHeld(f.ctx(), later); err != nil || age() != configured {
 		t.Errorf("with nothing held any more, the log keeps events for %v, %v", age(), err)
+	}
+}
+
+func TestMetrics(t *testing.T) {
+	f := newFixture(t)
+	f.store("cs_1", "cs_2", "cs_3")
+	for _, name := range []string{"idle", "works"} {
+		if _, err := f.m.Create(f.ctx(), &ordergatev1.Subscription{Name: name}, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s, err := f.m.Open(f.ctx(), "works")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := s.Attach(WorkerConfig{MaxEvents: 10, MaxBytes: 1 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Detach()
+	d := f.take(w, 3)
+	f.results(s.Settle([]string{d[0].ID}, []*ordergatev1.Nack{{DeliveryId: d[1].ID, Action: ordergatev1.NackAction_NACK_ACTION_DEAD_LETTER}}, nil))
+	want := `
+ordergate_subscription_backlog_events{subscription="idle"} 3
+ordergate_subscription_backlog_events{subscription="works"} 0
+ordergate_subscription_dead_letters{subscription="idle"} 0
+ordergate_subscription_dead_letters{subscription="works"} 1
+ordergate_subscription_outstanding_events{subscription="idle"} 0
+ordergate_subscription_outstanding_events{subscription="works"} 1
+ordergate_subscription_pending_orders{subscription="idle"} 0
+ordergate_subscription_pending_orders{subscription="works"} 1
+ordergate_subscription_streams{subscription="idle"} 0
+ordergate_subscription_streams{subscription="works"} 1
+ordergate_subscriptions_unread 0
+`
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(f.m.Collector())
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got strings.Builder
+	for _, family := range families {
+		for _, metric := range family.GetMetric() {
+			if family.GetName() == "ordergate_subscription_oldest_unacked_timestamp_seconds" {
+				if age := time.Since(time.UnixMilli(int64(metric.GetGauge().GetValue() * 1000))); age < 0 || age > time.Minute {
+					t.Errorf("the oldest event is %v old", age)
+				}
+				continue
+			}
+			labels := ""
+			for _, label := range metric.GetLabel() {
+				labels += fmt.Sprintf("{%s=%q}", label.GetName(), label.GetValue())
+			}
+			fmt.Fprintf(&got, "%s%s %v\n", family.GetName(), labels, metric.GetGauge().GetValue())
+		}
+	}
+	if got := "\n" + got.String(); got != want {
+		t.Errorf("metrics are%s", got)
 	}
 }
