@@ -107,6 +107,7 @@ func newGateway(ctx context.Context, cfg config.Config, logger *slog.Logger) (_ 
 	if err != nil {
 		return nil, err
 	}
+	g.ingressListener = ingress.Limit(g.ingressListener, false, metrics, logger)
 	g.ingress = ingress.Server(ingress.New(ingress.Config{
 		Path:         cfg.WebhookPath,
 		Secrets:      secrets,

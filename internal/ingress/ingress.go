@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/ordergate/ordergate/internal/eventlog"
 	"github.com/ordergate/ordergate/internal/stripehook"
@@ -32,6 +33,11 @@ const (
 	// retryAfter is what a sender is told while nothing can be stored, in
 	// seconds. Stripe has a schedule of its own; proxies and tests listen.
 	retryAfter = 5
+	// maxHeldBytes bounds the bodies in memory at one time, together. A body
+	// takes its share as it arrives, from bodyStep on: maxConnections senders
+	// that only announce bodies do not fill it.
+	maxHeldBytes = 64 << 20
+	bodyStep     = 8 << 10
 )
 
 // Inbox stores verified events; *eventlog.Log is one.
@@ -61,12 +67,14 @@ type handler struct {
 	Config
 	requests *prometheus.CounterVec
 	matched  *prometheus.CounterVec
+	held     *semaphore.Weighted // bytes of bodies
 }
 
 // New returns the handler of the ingress.
 func New(cfg Config) http.Handler {
 	h := &handler{
 		Config: cfg,
+		held:   semaphore.NewWeighted(maxHeldBytes),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "ordergate_ingress_requests_total",
 			Help: "Webhook requests by outcome.",
@@ -108,6 +116,11 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case http.StatusServiceUnavailable:
 		w.Header().Set("Retry-After", strconv.Itoa(retryAfter))
 	}
+	// Whoever is refused does not keep a connection, which would be one of few.
+	// Stripe's own do not end because the log cannot store.
+	if refused.outcome != "unavailable" {
+		w.Header().Set("Connection", "close")
+	}
 	answer(w, refused.status, map[string]any{"error": refused.answer})
 }
 
@@ -117,7 +130,9 @@ func (h *handler) receive(w http.ResponseWriter, r *http.Request) (outcome strin
 	if refused := h.checkHead(r); refused != nil {
 		return "", refused
 	}
-	body, refused := h.readBody(w, r)
+	held := share{budget: h.held}
+	defer held.release()
+	body, refused := h.readBody(w, r, &held)
 	if refused != nil {
 		return "", refused
 	}
@@ -179,22 +194,52 @@ func (h *handler) checkHead(r *http.Request) *refusal {
 	if r.ContentLength > h.MaxBodyBytes {
 		return h.tooLarge(fmt.Errorf("a body of %d bytes", r.ContentLength))
 	}
-	if r.Header.Get("Stripe-Signature") == "" {
-		return h.signatureRefusal(stripehook.ErrUnsigned)
+	if err := stripehook.CheckHeader(r.Header.Get("Stripe-Signature")); err != nil {
+		return h.signatureRefusal(err)
 	}
 	return nil
 }
 
-func (h *handler) readBody(w http.ResponseWriter, r *http.Request) ([]byte, *refusal) {
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, h.MaxBodyBytes))
-	var tooLarge *http.MaxBytesError
-	switch {
-	case errors.As(err, &tooLarge):
-		return nil, h.tooLarge(fmt.Errorf("a body of more than %d bytes", h.MaxBodyBytes))
-	case err != nil:
-		return nil, &refusal{http.StatusBadRequest, "incomplete", "the body could not be read", err, "the sender hung up or was too slow; Stripe sends the event again"}
+// share is what one body takes of the memory for all.
+type share struct {
+	budget *semaphore.Weighted
+	bytes  int64
+}
+
+func (s *share) grow(n int) bool {
+	if !s.budget.TryAcquire(int64(n)) {
+		return false
 	}
-	return body, nil
+	s.bytes += int64(n)
+	return true
+}
+
+func (s *share) release() { s.budget.Release(s.bytes) }
+
+// readBody takes memory only for what has arrived, whatever was announced.
+func (h *handler) readBody(w http.ResponseWriter, r *http.Request, held *share) (body []byte, _ *refusal) {
+	limited := http.MaxBytesReader(w, r.Body, h.MaxBodyBytes)
+	for {
+		if len(body) == cap(body) {
+			more := max(len(body), bodyStep)
+			if !held.grow(more) {
+				return nil, &refusal{http.StatusServiceUnavailable, "busy", "too many requests at once; send the event again", fmt.Errorf("bodies of more than %d bytes at once", int64(maxHeldBytes)),
+					"ordergate_ingress_requests_total: who sends so much? Stripe sends the event again"}
+			}
+			body = append(make([]byte, 0, len(body)+more), body...)
+		}
+		n, err := limited.Read(body[len(body):cap(body)])
+		body = body[:len(body)+n]
+		var tooLarge *http.MaxBytesError
+		switch {
+		case err == io.EOF:
+			return body, nil
+		case errors.As(err, &tooLarge):
+			return nil, h.tooLarge(fmt.Errorf("a body of more than %d bytes", h.MaxBodyBytes))
+		case err != nil:
+			return nil, &refusal{http.StatusBadRequest, "incomplete", "the body could not be read", err, "the sender hung up or was too slow; Stripe sends the event again"}
+		}
+	}
 }
 
 func (h *handler) tooLarge(cause error) *refusal {
