@@ -31,7 +31,7 @@ Example:
 }
 
 func (d *devCommand) Run(ctx context.Context, c console) error {
-	generated := d.StripeWebhookSecret == ""
+	generated := d.StripeWebhookSecret == "" && d.StripeWebhookSecretFile == ""
 	if generated {
 		d.StripeWebhookSecret = "whsec_" + rand.Text() + rand.Text()
 	}
@@ -88,8 +88,7 @@ func (d *devCommand) welcome(g *gateway, generated, temporary bool) string {
 	ingress := "localhost:" + port(g.ingressListener.Addr()) + d.WebhookPath
 	grpc := "localhost:" + port(g.grpcListener.Addr())
 	admin := "localhost:" + port(g.adminListener.Addr())
-	secret, _, _ := strings.Cut(d.StripeWebhookSecret, ",")
-	trigger := "STRIPE_WEBHOOK_SECRET=" + strings.TrimSpace(secret) + " " + selfCommand() + " trigger"
+	trigger := "STRIPE_WEBHOOK_SECRET=" + g.secrets.Current()[0].Reveal() + " " + selfCommand() + " trigger"
 	if d.IngressAddr != ":3000" {
 		trigger += " --url http://" + ingress
 	}

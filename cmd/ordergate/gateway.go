@@ -26,7 +26,6 @@ import (
 	"github.com/ordergate/ordergate/internal/orders"
 	"github.com/ordergate/ordergate/internal/pipeline"
 	"github.com/ordergate/ordergate/internal/stripeapi"
-	"github.com/ordergate/ordergate/internal/stripehook"
 	"github.com/ordergate/ordergate/internal/subscription"
 )
 
@@ -45,6 +44,7 @@ type gateway struct {
 	log           *eventlog.Log
 	pipeline      *pipeline.Pipeline
 	subscriptions *subscription.Manager
+	secrets       *ingress.Secrets
 	access        *auth.Access
 	keys          *auth.Keys // nil without TLS
 	grpc          *grpcapi.Server
@@ -61,14 +61,14 @@ type gateway struct {
 //
 // Everything about the settings is checked before that.
 func newGateway(ctx context.Context, cfg config.Config, logger *slog.Logger) (_ *gateway, err error) {
-	secrets, secretsErr := stripehook.ParseSecrets(cfg.StripeWebhookSecret)
+	secrets, secretsErr := ingress.LoadSecrets(cfg.StripeWebhookSecret, cfg.StripeWebhookSecretFile, logger)
 	stripe, stripeErr := newStripeClient(cfg, logger)
 	access, accessErr := loadAccess(cfg, logger)
 	keys, keysErr := loadKeys(cfg, logger)
 	if err := errors.Join(cfg.Check(), secretsErr, stripeErr, accessErr, keysErr); err != nil {
 		return nil, err
 	}
-	g := &gateway{cfg: cfg, logger: logger, access: access, keys: keys, inProcess: bufconn.Listen(inProcessBuffer)}
+	g := &gateway{cfg: cfg, logger: logger, secrets: secrets, access: access, keys: keys, inProcess: bufconn.Listen(inProcessBuffer)}
 	defer func() {
 		if err != nil {
 			g.close()
@@ -142,7 +142,11 @@ func loadKeys(cfg config.Config, logger *slog.Logger) (*auth.Keys, error) {
 	if cfg.TLSCert == "" || cfg.TLSKey == "" {
 		return nil, nil
 	}
-	return auth.LoadKeys(cfg.TLSCert, cfg.TLSKey, cfg.TLSClientCA, logger)
+	keys, err := auth.LoadKeys(cfg.TLSCert, cfg.TLSKey, cfg.TLSClientCA, logger)
+	if err != nil {
+		return nil, fmt.Errorf("--tls-cert, --tls-key, --tls-client-ca: %w", err)
+	}
+	return keys, nil
 }
 
 // dialOptions connect to the own gRPC server, within the process.
@@ -205,6 +209,7 @@ func (g *gateway) run(ctx context.Context) error {
 	group.Go(func() error { return serveHTTP(g.admin, g.adminListener) })
 	group.Go(func() error { return g.grpc.Serve(g.grpcListener) })
 	group.Go(func() error { return g.grpc.ServeInProcess(g.inProcess) })
+	group.Go(func() error { g.secrets.Watch(ending); return nil })
 	group.Go(func() error { g.access.Watch(ending); return nil })
 	if g.keys != nil {
 		group.Go(func() error { g.keys.Watch(ending); return nil })

@@ -48,7 +48,8 @@ type Config struct {
 	InboxMaxAge  time.Duration `name:"inbox-max-age" env:"ORDERGATE_INBOX_MAX_AGE" default:"840h" help:"How long raw events are kept, and with them the memory of their ids: 720h (30 days) or more."`
 	OrdersMaxAge time.Duration `name:"orders-max-age" env:"ORDERGATE_ORDERS_MAX_AGE" default:"9600h" help:"How long order events are kept: 24h or more."`
 
-	StripeWebhookSecret string `name:"stripe-webhook-secret" env:"STRIPE_WEBHOOK_SECRET" placeholder:"whsec_…" help:"The endpoint's signing secret; several with commas, while one is rolled. Better in the environment or .env.local: a flag shows in the process list."`
+	StripeWebhookSecret     string `name:"stripe-webhook-secret" env:"STRIPE_WEBHOOK_SECRET" placeholder:"whsec_…" help:"The endpoint's signing secret; several with commas, while one is rolled. Better in the environment or .env.local: a flag shows in the process list."`
+	StripeWebhookSecretFile string `name:"stripe-webhook-secret-file" env:"STRIPE_WEBHOOK_SECRET_FILE" placeholder:"FILE" help:"Signing secrets, one a line, # begins a comment; beside those of STRIPE_WEBHOOK_SECRET, or instead. Taken again when the file changes: no restart to roll a secret."`
 
 	StripeAPIKey      []string      `name:"stripe-api-key" env:"STRIPE_API_KEY" placeholder:"rk_…" help:"API keys, at most one for test and one for live mode: to read line items, look up sales and list missed events. Restricted keys (rk_…) with Read on Checkout Sessions, Products, Prices, Invoices, PaymentIntents and Events are enough."`
 	StripeAPIBase     string        `name:"stripe-api-base" env:"STRIPE_API_BASE" placeholder:"URL" help:"Another server for Stripe's API, for tests."`

@@ -50,7 +50,7 @@ type Config struct {
 	// Path is the only path that is served, such as /api/webhook.
 	Path string
 	// Secrets are the signing secrets, one of which must match.
-	Secrets []stripehook.Secret
+	Secrets *Secrets
 	// MaxBodyBytes is the largest body, in bytes.
 	MaxBodyBytes int64
 	// Inbox stores what was accepted.
@@ -66,7 +66,7 @@ type Config struct {
 type handler struct {
 	Config
 	requests *prometheus.CounterVec
-	matched  *prometheus.CounterVec
+	matched  *matches
 	held     *semaphore.Weighted // bytes of bodies
 }
 
@@ -79,16 +79,10 @@ func New(cfg Config) http.Handler {
 			Name: "ordergate_ingress_requests_total",
 			Help: "Webhook requests by outcome.",
 		}, []string{"outcome"}),
-		matched: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "ordergate_ingress_signatures_total",
-			Help: "Verified webhook requests by the label of the secret that matched.",
-		}, []string{"secret"}),
+		matched: newMatches(),
 	}
-	cfg.Metrics.MustRegister(h.requests, h.matched)
-	// Shown from the start, so that a secret that matches nothing is seen.
-	for _, s := range cfg.Secrets {
-		h.matched.WithLabelValues(s.Label())
-	}
+	cfg.Metrics.MustRegister(h.requests, h.matched.total, h.matched.last)
+	cfg.Secrets.follow(h.matched.show)
 	return h
 }
 
@@ -136,11 +130,12 @@ func (h *handler) receive(w http.ResponseWriter, r *http.Request) (outcome strin
 	if refused != nil {
 		return "", refused
 	}
-	secret, err := stripehook.Verify(body, r.Header.Get("Stripe-Signature"), h.Secrets, h.Now(), stripehook.Tolerance)
+	now := h.Now()
+	secret, err := stripehook.Verify(body, r.Header.Get("Stripe-Signature"), h.Secrets.Current(), now, stripehook.Tolerance)
 	if err != nil {
 		return "", h.signatureRefusal(err)
 	}
-	h.matched.WithLabelValues(secret.Label()).Inc()
+	h.matched.count(secret, now)
 	event, err := stripehook.ReadEnvelope(body)
 	if err != nil {
 		return "", &refusal{http.StatusBadRequest, "unreadable", "the body is not a Stripe event", err,
@@ -262,7 +257,7 @@ func (h *handler) signatureRefusal(cause error) *refusal {
 	case errors.Is(cause, stripehook.ErrFuture):
 		refused.outcome, refused.check = "future", "the clock of this machine (behind?)"
 	default:
-		refused.outcome, refused.check = "mismatch", "STRIPE_WEBHOOK_SECRET: each endpoint has its own, test and live mode differ, and `stripe listen` prints yet another; or a proxy alters the body"
+		refused.outcome, refused.check = "mismatch", "STRIPE_WEBHOOK_SECRET and its file: each endpoint has its own, test and live mode differ, and `stripe listen` prints yet another; or a proxy alters the body"
 	}
 	return refused
 }
