@@ -55,6 +55,8 @@ type Config struct {
 	MaxBodyBytes int64
 	// Inbox stores what was accepted.
 	Inbox Inbox
+	// Proxies are believed about who sent a request. The zero value believes none.
+	Proxies Proxies
 	// Logger gets a line for every request that the pipeline will not log.
 	Logger *slog.Logger
 	// Metrics is where the counters are registered.
@@ -267,7 +269,12 @@ func (h *handler) logRefusal(r *http.Request, refused *refusal) {
 	if refused.status >= 500 {
 		level = slog.LevelError
 	}
-	h.Logger.Log(r.Context(), level, "webhook refused", "status", refused.status, "reason", refused.outcome, "error", refused.cause, "check", refused.check, "remote", r.RemoteAddr)
+	client := h.Proxies.client(r)
+	remote := []any{"remote", client}
+	if client != r.RemoteAddr {
+		remote = append(remote, "peer", r.RemoteAddr)
+	}
+	h.Logger.With("status", refused.status, "reason", refused.outcome, "error", refused.cause, "check", refused.check).Log(r.Context(), level, "webhook refused", remote...)
 }
 
 func answer(w http.ResponseWriter, status int, body map[string]any) {
