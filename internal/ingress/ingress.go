@@ -259,7 +259,7 @@ func (h *handler) signatureRefusal(cause error) *refusal {
 	case errors.Is(cause, stripehook.ErrFuture):
 		refused.outcome, refused.check = "future", "the clock of this machine (behind?)"
 	default:
-		refused.outcome, refused.check = "mismatch", "STRIPE_WEBHOOK_SECRET and its file: each endpoint has its own, test and live mode differ, and `stripe listen` prints yet another; or a proxy alters the body"
+		refused.outcome, refused.check = "mismatch", "STRIPE_WEBHOOK_SECRET: each endpoint has its own, test and live mode differ, and `stripe listen` prints yet another; the same in --stripe-webhook-secret-file; or a proxy alters the body"
 	}
 	return refused
 }
