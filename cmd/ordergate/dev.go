@@ -31,7 +31,7 @@ Example:
 }
 
 func (d *devCommand) Run(ctx context.Context, c console) error {
-	generated := d.StripeWebhookSecret == ""
+	generated := d.StripeWebhookSecret == "" && d.StripeWebhookSecretFile == ""
 	if generated {
 		d.StripeWebhookSecret = "whsec_" + rand.Text() + rand.Text()
 	}
@@ -88,10 +88,13 @@ func (d *devCommand) welcome(g *gateway, generated, temporary bool) string {
 	ingress := "localhost:" + port(g.ingressListener.Addr()) + d.WebhookPath
 	grpc := "localhost:" + port(g.grpcListener.Addr())
 	admin := "localhost:" + port(g.adminListener.Addr())
-	secret, _, _ := strings.Cut(d.StripeWebhookSecret, ",")
-	trigger := "STRIPE_WEBHOOK_SECRET=" + strings.TrimSpace(secret) + " " + selfCommand() + " trigger"
-	if d.IngressAddr != ":3000" {
-		trigger += " --url http://" + ingress
+	scheme, forward := "http://", ingress
+	if g.ingressKeys != nil {
+		scheme, forward = "https://", "https://"+ingress
+	}
+	trigger := "STRIPE_WEBHOOK_SECRET=" + g.secrets.Current()[0].Reveal() + " " + selfCommand() + " trigger"
+	if d.IngressAddr != ":3000" || g.ingressKeys != nil {
+		trigger += " --url " + scheme + ingress
 	}
 	data := d.DataDir
 	if temporary {
@@ -101,7 +104,7 @@ func (d *devCommand) welcome(g *gateway, generated, temporary bool) string {
 	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
 	line("ordergate dev: everything runs on this machine. Ctrl-C ends it.")
 	line("")
-	line("  webhooks  http://%s", ingress)
+	line("  webhooks  %s%s", scheme, ingress)
 	line("  gRPC      %s", grpc)
 	line("  HTTP      http://%s/v1/orders", admin)
 	line("  data      %s", data)
@@ -115,8 +118,8 @@ func (d *devCommand) welcome(g *gateway, generated, temporary bool) string {
 	line("  %s", trigger)
 	line("")
 	line("  # or forward the test events of your own Stripe account")
-	line("  stripe listen --forward-to %s --events %s", ingress, strings.Join(orders.EventTypes(), ","))
-	line("  stripe listen --forward-to %s     # Stripe CLI up to 1.50: every event", ingress)
+	line("  stripe listen --forward-to %s --events %s", forward, strings.Join(orders.EventTypes(), ","))
+	line("  stripe listen --forward-to %s     # Stripe CLI up to 1.50: every event", forward)
 	if generated {
 		line("  # ... after starting this again with the secret that stripe listen prints: STRIPE_WEBHOOK_SECRET=whsec_...")
 	}

@@ -26,7 +26,6 @@ import (
 	"github.com/ordergate/ordergate/internal/orders"
 	"github.com/ordergate/ordergate/internal/pipeline"
 	"github.com/ordergate/ordergate/internal/stripeapi"
-	"github.com/ordergate/ordergate/internal/stripehook"
 	"github.com/ordergate/ordergate/internal/subscription"
 )
 
@@ -45,8 +44,10 @@ type gateway struct {
 	log           *eventlog.Log
 	pipeline      *pipeline.Pipeline
 	subscriptions *subscription.Manager
+	secrets       *ingress.Secrets
 	access        *auth.Access
 	keys          *auth.Keys // nil without TLS
+	ingressKeys   *auth.Keys // the same
 	grpc          *grpcapi.Server
 	conn          *grpc.ClientConn // to the own gRPC server
 	ingress       *http.Server
@@ -61,14 +62,16 @@ type gateway struct {
 //
 // Everything about the settings is checked before that.
 func newGateway(ctx context.Context, cfg config.Config, logger *slog.Logger) (_ *gateway, err error) {
-	secrets, secretsErr := stripehook.ParseSecrets(cfg.StripeWebhookSecret)
+	secrets, secretsErr := ingress.LoadSecrets(cfg.StripeWebhookSecret, cfg.StripeWebhookSecretFile, logger)
 	stripe, stripeErr := newStripeClient(cfg, logger)
 	access, accessErr := loadAccess(cfg, logger)
 	keys, keysErr := loadKeys(cfg, logger)
-	if err := errors.Join(cfg.Check(), secretsErr, stripeErr, accessErr, keysErr); err != nil {
+	ingressKeys, ingressKeysErr := loadIngressKeys(cfg, logger)
+	proxies, proxyProblems := ingress.ParseProxies(cfg.TrustedProxies, cfg.ClientIPHeader)
+	if err := errors.Join(cfg.Check(), secretsErr, stripeErr, accessErr, keysErr, ingressKeysErr, errors.Join(proxyProblems...)); err != nil {
 		return nil, err
 	}
-	g := &gateway{cfg: cfg, logger: logger, access: access, keys: keys, inProcess: bufconn.Listen(inProcessBuffer)}
+	g := &gateway{cfg: cfg, logger: logger, secrets: secrets, access: access, keys: keys, ingressKeys: ingressKeys, inProcess: bufconn.Listen(inProcessBuffer)}
 	defer func() {
 		if err != nil {
 			g.close()
@@ -108,15 +111,20 @@ func newGateway(ctx context.Context, cfg config.Config, logger *slog.Logger) (_ 
 	if err != nil {
 		return nil, err
 	}
+	g.ingressListener = ingress.Limit(g.ingressListener, ingressKeys != nil, metrics, logger)
 	g.ingress = ingress.Server(ingress.New(ingress.Config{
 		Path:         cfg.WebhookPath,
 		Secrets:      secrets,
 		MaxBodyBytes: cfg.MaxBodyBytes,
 		Inbox:        g.log,
+		Proxies:      proxies,
 		Logger:       logger,
 		Metrics:      metrics,
 		Now:          time.Now,
 	}), logger)
+	if ingressKeys != nil {
+		g.ingress.TLSConfig = ingressKeys.Config("http/1.1")
+	}
 	admin, err := adminhttp.New(ctx, adminhttp.Config{Conn: g.conn, Ready: g.ready(ctx), Metrics: metrics, Access: access})
 	if err != nil {
 		return nil, err
@@ -142,7 +150,22 @@ func loadKeys(cfg config.Config, logger *slog.Logger) (*auth.Keys, error) {
 	if cfg.TLSCert == "" || cfg.TLSKey == "" {
 		return nil, nil
 	}
-	return auth.LoadKeys(cfg.TLSCert, cfg.TLSKey, cfg.TLSClientCA, logger)
+	keys, err := auth.LoadKeys(cfg.TLSCert, cfg.TLSKey, cfg.TLSClientCA, logger)
+	if err != nil {
+		return nil, fmt.Errorf("--tls-cert, --tls-key, --tls-client-ca: %w", err)
+	}
+	return keys, nil
+}
+
+func loadIngressKeys(cfg config.Config, logger *slog.Logger) (*auth.Keys, error) {
+	if cfg.IngressTLSCert == "" || cfg.IngressTLSKey == "" {
+		return nil, nil
+	}
+	keys, err := auth.LoadKeys(cfg.IngressTLSCert, cfg.IngressTLSKey, "", logger)
+	if err != nil {
+		return nil, fmt.Errorf("--ingress-tls-cert, --ingress-tls-key: %w", err)
+	}
+	return keys, nil
 }
 
 // dialOptions connect to the own gRPC server, within the process.
@@ -205,9 +228,12 @@ func (g *gateway) run(ctx context.Context) error {
 	group.Go(func() error { return serveHTTP(g.admin, g.adminListener) })
 	group.Go(func() error { return g.grpc.Serve(g.grpcListener) })
 	group.Go(func() error { return g.grpc.ServeInProcess(g.inProcess) })
+	group.Go(func() error { g.secrets.Watch(ending); return nil })
 	group.Go(func() error { g.access.Watch(ending); return nil })
-	if g.keys != nil {
-		group.Go(func() error { g.keys.Watch(ending); return nil })
+	for _, keys := range []*auth.Keys{g.keys, g.ingressKeys} {
+		if keys != nil {
+			group.Go(func() error { keys.Watch(ending); return nil })
+		}
 	}
 	group.Go(func() error { g.grpc.MonitorHealth(ending); return nil })
 	group.Go(func() error {

@@ -13,6 +13,8 @@ import (
 	"regexp"
 	"strings"
 	"sync/atomic"
+
+	"github.com/ordergate/ordergate/internal/watchfile"
 )
 
 // Config says where the access list is.
@@ -29,7 +31,7 @@ type Access struct {
 	open            bool
 	plaintextTokens bool
 	logger          *slog.Logger
-	files           *watchedFiles
+	files           *watchfile.Files
 	current         atomic.Pointer[map[string]*Principal]
 	handover        handover
 }
@@ -39,8 +41,8 @@ func Everybody() *Access { return &Access{open: true} }
 
 // Load reads an access file. The error tells all that is wrong with it.
 func Load(cfg Config) (*Access, error) {
-	a := &Access{plaintextTokens: cfg.PlaintextTokens, logger: cfg.Logger, files: &watchedFiles{paths: []string{cfg.File}}}
-	contents, err := a.files.read()
+	a := &Access{plaintextTokens: cfg.PlaintextTokens, logger: cfg.Logger, files: watchfile.New(cfg.File)}
+	contents, err := a.files.Read()
 	if err != nil {
 		return nil, fmt.Errorf("--access-file: %w: \"ordergate tokens create\" makes one", err)
 	}
@@ -55,13 +57,13 @@ func (a *Access) Watch(ctx context.Context) {
 	if a.open {
 		return
 	}
-	a.files.watch(ctx, a.logger.With("what", "access file"), a.use)
+	a.files.Watch(ctx, a.logger.With("what", "access file"), a.use)
 }
 
 // use puts the file's principals in the place of those before. Those that are
 // the same stay; the others are not valid any more.
 func (a *Access) use(contents [][]byte) error {
-	file := a.files.paths[0]
+	file := a.files.Path(0)
 	principals, err := parse(file, contents[0])
 	if err != nil {
 		return err

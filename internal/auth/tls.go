@@ -9,13 +9,15 @@ import (
 	"log/slog"
 	"sync/atomic"
 	"time"
+
+	"github.com/ordergate/ordergate/internal/watchfile"
 )
 
 // Keys are the gateway's certificate with its key, and the authorities that
 // callers' certificates come from, kept in step with their files.
 type Keys struct {
 	logger  *slog.Logger
-	files   *watchedFiles
+	files   *watchfile.Files
 	current atomic.Pointer[keyring]
 }
 
@@ -27,11 +29,12 @@ type keyring struct {
 // LoadKeys reads a certificate and its key, in PEM; and, unless clientCA is
 // empty, the authorities of client certificates.
 func LoadKeys(cert, key, clientCA string, logger *slog.Logger) (*Keys, error) {
-	k := &Keys{logger: logger, files: &watchedFiles{paths: []string{cert, key}}}
+	paths := []string{cert, key}
 	if clientCA != "" {
-		k.files.paths = append(k.files.paths, clientCA)
+		paths = append(paths, clientCA)
 	}
-	contents, err := k.files.read()
+	k := &Keys{logger: logger, files: watchfile.New(paths...)}
+	contents, err := k.files.Read()
 	if err != nil {
 		return nil, fmt.Errorf("TLS: %w", err)
 	}
@@ -43,7 +46,7 @@ func LoadKeys(cert, key, clientCA string, logger *slog.Logger) (*Keys, error) {
 
 // Watch keeps the certificates in step with their files until ctx ends.
 func (k *Keys) Watch(ctx context.Context) {
-	k.files.watch(ctx, k.logger.With("what", "TLS files"), k.use)
+	k.files.Watch(ctx, k.logger.With("what", "TLS files"), k.use)
 }
 
 func (k *Keys) use(contents [][]byte) error {
@@ -51,12 +54,12 @@ func (k *Keys) use(contents [][]byte) error {
 	var pairErr, caErr error
 	ring.certificate, pairErr = tls.X509KeyPair(contents[0], contents[1])
 	if pairErr != nil {
-		pairErr = fmt.Errorf("--tls-cert %s and --tls-key %s: %w", k.files.paths[0], k.files.paths[1], pairErr)
+		pairErr = fmt.Errorf("certificate %s and key %s: %w", k.files.Path(0), k.files.Path(1), pairErr)
 	}
 	if len(contents) > 2 {
 		ring.clientCAs = x509.NewCertPool()
 		if !ring.clientCAs.AppendCertsFromPEM(contents[2]) {
-			caErr = fmt.Errorf("--tls-client-ca %s: there is no certificate in it: give a PEM file", k.files.paths[2])
+			caErr = fmt.Errorf("client authorities %s: there is no certificate in it: give a PEM file", k.files.Path(2))
 		}
 	}
 	if err := errors.Join(pairErr, caErr); err != nil {
@@ -64,7 +67,7 @@ func (k *Keys) use(contents [][]byte) error {
 	}
 	k.current.Store(ring)
 	leaf := ring.certificate.Leaf
-	k.logger.Info("TLS certificate read", "file", k.files.paths[0], "names", leaf.DNSNames, "until", leaf.NotAfter.Format(time.RFC3339))
+	k.logger.Info("TLS certificate read", "file", k.files.Path(0), "names", leaf.DNSNames, "until", leaf.NotAfter.Format(time.RFC3339))
 	return nil
 }
 

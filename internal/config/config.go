@@ -35,6 +35,11 @@ type Config struct {
 	WebhookPath  string `name:"webhook-path" env:"ORDERGATE_WEBHOOK_PATH" default:"/api/webhook" help:"The path of the webhook endpoint. Nothing else is served on that port."`
 	MaxBodyBytes int64  `name:"max-body-bytes" env:"ORDERGATE_MAX_BODY_BYTES" default:"1048576" help:"The largest event taken, in bytes: 65536 to 16777216."`
 
+	IngressTLSCert string   `name:"ingress-tls-cert" env:"ORDERGATE_INGRESS_TLS_CERT" placeholder:"FILE" help:"The certificate for the ingress, in PEM, where no proxy in front ends TLS. Taken again when the file changes."`
+	IngressTLSKey  string   `name:"ingress-tls-key" env:"ORDERGATE_INGRESS_TLS_KEY" placeholder:"FILE" help:"The private key of the ingress's certificate, in PEM."`
+	TrustedProxies []string `name:"trusted-proxies" env:"ORDERGATE_TRUSTED_PROXIES" placeholder:"CIDR,..." help:"The proxies in front of the ingress whose word about a client's address is believed, for log lines only."`
+	ClientIPHeader string   `name:"client-ip-header" env:"ORDERGATE_CLIENT_IP_HEADER" default:"X-Forwarded-For" help:"The header in which trusted proxies say a client's address; of several, the rightmost that is no trusted proxy's counts."`
+
 	GRPCAddr  string `name:"grpc-addr" env:"ORDERGATE_GRPC_ADDR" default:"127.0.0.1:50051" help:"Where subscribers connect over gRPC."`
 	AdminAddr string `name:"admin-addr" env:"ORDERGATE_ADMIN_ADDR" default:"127.0.0.1:8080" help:"Where operators connect: REST under /v1/, /openapi.json, /healthz, /readyz, /metrics."`
 	Insecure  bool   `name:"insecure" env:"ORDERGATE_INSECURE" help:"Serve gRPC and admin HTTP on other than loopback addresses without TLS or an access file, although everybody in between reads customers' names and addresses; and take tokens that came over plaintext."`
@@ -48,7 +53,8 @@ type Config struct {
 	InboxMaxAge  time.Duration `name:"inbox-max-age" env:"ORDERGATE_INBOX_MAX_AGE" default:"840h" help:"How long raw events are kept, and with them the memory of their ids: 720h (30 days) or more."`
 	OrdersMaxAge time.Duration `name:"orders-max-age" env:"ORDERGATE_ORDERS_MAX_AGE" default:"9600h" help:"How long order events are kept: 24h or more."`
 
-	StripeWebhookSecret string `name:"stripe-webhook-secret" env:"STRIPE_WEBHOOK_SECRET" placeholder:"whsec_…" help:"The endpoint's signing secret; several with commas, while one is rolled. Better in the environment or .env.local: a flag shows in the process list."`
+	StripeWebhookSecret     string `name:"stripe-webhook-secret" env:"STRIPE_WEBHOOK_SECRET" placeholder:"whsec_…" help:"The endpoint's signing secret; several with commas, while one is rolled. Better in the environment or .env.local: a flag shows in the process list."`
+	StripeWebhookSecretFile string `name:"stripe-webhook-secret-file" env:"STRIPE_WEBHOOK_SECRET_FILE" placeholder:"FILE" help:"Signing secrets, one a line, # begins a comment; beside those of STRIPE_WEBHOOK_SECRET, or instead. Taken again when the file changes: no restart to roll a secret."`
 
 	StripeAPIKey      []string      `name:"stripe-api-key" env:"STRIPE_API_KEY" placeholder:"rk_…" help:"API keys, at most one for test and one for live mode: to read line items, look up sales and list missed events. Restricted keys (rk_…) with Read on Checkout Sessions, Products, Prices, Invoices, PaymentIntents and Events are enough."`
 	StripeAPIBase     string        `name:"stripe-api-base" env:"STRIPE_API_BASE" placeholder:"URL" help:"Another server for Stripe's API, for tests."`
@@ -90,6 +96,9 @@ func (c *Config) Check() error {
 	}
 	if (c.TLSCert == "") != (c.TLSKey == "") {
 		wrong("--tls-cert %q and --tls-key %q: give both, or none", c.TLSCert, c.TLSKey)
+	}
+	if (c.IngressTLSCert == "") != (c.IngressTLSKey == "") {
+		wrong("--ingress-tls-cert %q and --ingress-tls-key %q: give both, or none", c.IngressTLSCert, c.IngressTLSKey)
 	}
 	if c.TLSClientCA != "" && (c.TLSCert == "" || c.AccessFile == "") {
 		wrong("--tls-client-ca %q: give --tls-cert and --tls-key too, and an --access-file that says what the clients may do (NAME ROLE san:NAME-IN-THE-CERTIFICATE)", c.TLSClientCA)

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/ordergate/ordergate/internal/eventlog"
 	"github.com/ordergate/ordergate/internal/stripehook"
@@ -32,6 +33,11 @@ const (
 	// retryAfter is what a sender is told while nothing can be stored, in
 	// seconds. Stripe has a schedule of its own; proxies and tests listen.
 	retryAfter = 5
+	// maxHeldBytes bounds the bodies in memory at one time, together. A body
+	// takes its share as it arrives, from bodyStep on: maxConnections senders
+	// that only announce bodies do not fill it.
+	maxHeldBytes = 64 << 20
+	bodyStep     = 8 << 10
 )
 
 // Inbox stores verified events; *eventlog.Log is one.
@@ -44,11 +50,13 @@ type Config struct {
 	// Path is the only path that is served, such as /api/webhook.
 	Path string
 	// Secrets are the signing secrets, one of which must match.
-	Secrets []stripehook.Secret
+	Secrets *Secrets
 	// MaxBodyBytes is the largest body, in bytes.
 	MaxBodyBytes int64
 	// Inbox stores what was accepted.
 	Inbox Inbox
+	// Proxies are believed about who sent a request. The zero value believes none.
+	Proxies Proxies
 	// Logger gets a line for every request that the pipeline will not log.
 	Logger *slog.Logger
 	// Metrics is where the counters are registered.
@@ -60,27 +68,23 @@ type Config struct {
 type handler struct {
 	Config
 	requests *prometheus.CounterVec
-	matched  *prometheus.CounterVec
+	matched  *matches
+	held     *semaphore.Weighted // bytes of bodies
 }
 
 // New returns the handler of the ingress.
 func New(cfg Config) http.Handler {
 	h := &handler{
 		Config: cfg,
+		held:   semaphore.NewWeighted(maxHeldBytes),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "ordergate_ingress_requests_total",
 			Help: "Webhook requests by outcome.",
 		}, []string{"outcome"}),
-		matched: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "ordergate_ingress_signatures_total",
-			Help: "Verified webhook requests by the label of the secret that matched.",
-		}, []string{"secret"}),
+		matched: newMatches(),
 	}
-	cfg.Metrics.MustRegister(h.requests, h.matched)
-	// Shown from the start, so that a secret that matches nothing is seen.
-	for _, s := range cfg.Secrets {
-		h.matched.WithLabelValues(s.Label())
-	}
+	cfg.Metrics.MustRegister(h.requests, h.matched.total, h.matched.last)
+	cfg.Secrets.follow(h.matched.show)
 	return h
 }
 
@@ -108,6 +112,11 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case http.StatusServiceUnavailable:
 		w.Header().Set("Retry-After", strconv.Itoa(retryAfter))
 	}
+	// Whoever is refused does not keep a connection, which would be one of few.
+	// Stripe's own do not end because the log cannot store.
+	if refused.outcome != "unavailable" {
+		w.Header().Set("Connection", "close")
+	}
 	answer(w, refused.status, map[string]any{"error": refused.answer})
 }
 
@@ -117,15 +126,18 @@ func (h *handler) receive(w http.ResponseWriter, r *http.Request) (outcome strin
 	if refused := h.checkHead(r); refused != nil {
 		return "", refused
 	}
-	body, refused := h.readBody(w, r)
+	held := share{budget: h.held}
+	defer held.release()
+	body, refused := h.readBody(w, r, &held)
 	if refused != nil {
 		return "", refused
 	}
-	secret, err := stripehook.Verify(body, r.Header.Get("Stripe-Signature"), h.Secrets, h.Now(), stripehook.Tolerance)
+	now := h.Now()
+	secret, err := stripehook.Verify(body, r.Header.Get("Stripe-Signature"), h.Secrets.Current(), now, stripehook.Tolerance)
 	if err != nil {
 		return "", h.signatureRefusal(err)
 	}
-	h.matched.WithLabelValues(secret.Label()).Inc()
+	h.matched.count(secret, now)
 	event, err := stripehook.ReadEnvelope(body)
 	if err != nil {
 		return "", &refusal{http.StatusBadRequest, "unreadable", "the body is not a Stripe event", err,
@@ -179,22 +191,52 @@ func (h *handler) checkHead(r *http.Request) *refusal {
 	if r.ContentLength > h.MaxBodyBytes {
 		return h.tooLarge(fmt.Errorf("a body of %d bytes", r.ContentLength))
 	}
-	if r.Header.Get("Stripe-Signature") == "" {
-		return h.signatureRefusal(stripehook.ErrUnsigned)
+	if err := stripehook.CheckHeader(r.Header.Get("Stripe-Signature")); err != nil {
+		return h.signatureRefusal(err)
 	}
 	return nil
 }
 
-func (h *handler) readBody(w http.ResponseWriter, r *http.Request) ([]byte, *refusal) {
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, h.MaxBodyBytes))
-	var tooLarge *http.MaxBytesError
-	switch {
-	case errors.As(err, &tooLarge):
-		return nil, h.tooLarge(fmt.Errorf("a body of more than %d bytes", h.MaxBodyBytes))
-	case err != nil:
-		return nil, &refusal{http.StatusBadRequest, "incomplete", "the body could not be read", err, "the sender hung up or was too slow; Stripe sends the event again"}
+// share is what one body takes of the memory for all.
+type share struct {
+	budget *semaphore.Weighted
+	bytes  int64
+}
+
+func (s *share) grow(n int) bool {
+	if !s.budget.TryAcquire(int64(n)) {
+		return false
 	}
-	return body, nil
+	s.bytes += int64(n)
+	return true
+}
+
+func (s *share) release() { s.budget.Release(s.bytes) }
+
+// readBody takes memory only for what has arrived, whatever was announced.
+func (h *handler) readBody(w http.ResponseWriter, r *http.Request, held *share) (body []byte, _ *refusal) {
+	limited := http.MaxBytesReader(w, r.Body, h.MaxBodyBytes)
+	for {
+		if len(body) == cap(body) {
+			more := max(len(body), bodyStep)
+			if !held.grow(more) {
+				return nil, &refusal{http.StatusServiceUnavailable, "busy", "too many requests at once; send the event again", fmt.Errorf("bodies of more than %d bytes at once", int64(maxHeldBytes)),
+					"ordergate_ingress_requests_total: who sends so much? Stripe sends the event again"}
+			}
+			body = append(make([]byte, 0, len(body)+more), body...)
+		}
+		n, err := limited.Read(body[len(body):cap(body)])
+		body = body[:len(body)+n]
+		var tooLarge *http.MaxBytesError
+		switch {
+		case err == io.EOF:
+			return body, nil
+		case errors.As(err, &tooLarge):
+			return nil, h.tooLarge(fmt.Errorf("a body of more than %d bytes", h.MaxBodyBytes))
+		case err != nil:
+			return nil, &refusal{http.StatusBadRequest, "incomplete", "the body could not be read", err, "the sender hung up or was too slow; Stripe sends the event again"}
+		}
+	}
 }
 
 func (h *handler) tooLarge(cause error) *refusal {
@@ -217,7 +259,7 @@ func (h *handler) signatureRefusal(cause error) *refusal {
 	case errors.Is(cause, stripehook.ErrFuture):
 		refused.outcome, refused.check = "future", "the clock of this machine (behind?)"
 	default:
-		refused.outcome, refused.check = "mismatch", "STRIPE_WEBHOOK_SECRET: each endpoint has its own, test and live mode differ, and `stripe listen` prints yet another; or a proxy alters the body"
+		refused.outcome, refused.check = "mismatch", "STRIPE_WEBHOOK_SECRET: each endpoint has its own, test and live mode differ, and `stripe listen` prints yet another; the same in --stripe-webhook-secret-file; or a proxy alters the body"
 	}
 	return refused
 }
@@ -227,7 +269,12 @@ func (h *handler) logRefusal(r *http.Request, refused *refusal) {
 	if refused.status >= 500 {
 		level = slog.LevelError
 	}
-	h.Logger.Log(r.Context(), level, "webhook refused", "status", refused.status, "reason", refused.outcome, "error", refused.cause, "check", refused.check, "remote", r.RemoteAddr)
+	client := h.Proxies.client(r)
+	remote := []any{"remote", client}
+	if client != r.RemoteAddr {
+		remote = append(remote, "peer", r.RemoteAddr)
+	}
+	h.Logger.With("status", refused.status, "reason", refused.outcome, "error", refused.cause, "check", refused.check).Log(r.Context(), level, "webhook refused", remote...)
 }
 
 func answer(w http.ResponseWriter, status int, body map[string]any) {

@@ -18,7 +18,6 @@ import (
 	"github.com/stripe/stripe-go/v76/webhook"
 
 	"github.com/ordergate/ordergate/internal/eventlog"
-	"github.com/ordergate/ordergate/internal/stripehook"
 )
 
 const (
@@ -37,7 +36,7 @@ type door struct {
 
 func newDoor(t *testing.T, inbox Inbox) *door {
 	t.Helper()
-	secrets, err := stripehook.ParseSecrets("whsec_bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb," + secret)
+	secrets, err := LoadSecrets("whsec_bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb,"+secret, "", slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -160,7 +159,7 @@ func counters(t *testing.T, d *door, name string) map[string]float64 {
 	for _, f := range families {
 		if f.GetName() == name {
 			for _, m := range f.GetMetric() {
-				values[m.GetLabel()[0].GetValue()] = m.GetCounter().GetValue()
+				values[m.GetLabel()[0].GetValue()] = m.GetCounter().GetValue() + m.GetGauge().GetValue() // one of them
 			}
 		}
 	}

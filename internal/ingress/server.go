@@ -20,7 +20,11 @@ const (
 // Server returns an HTTP server with the bounds that a door to the internet
 // needs.
 func Server(handler http.Handler, logger *slog.Logger) *http.Server {
+	// HTTP/2 would only add ways to attack: Stripe sends HTTP/1.1.
+	var protocols http.Protocols
+	protocols.SetHTTP1(true)
 	return &http.Server{
+		Protocols:         &protocols,
 		Handler:           handler,
 		ReadHeaderTimeout: readHeaderTimeout,
 		ReadTimeout:       readTimeout,

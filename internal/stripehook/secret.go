@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -35,7 +36,6 @@ func ParseSecrets(list string) ([]Secret, error) {
 	var (
 		secrets  []Secret
 		problems []error
-		seen     = map[string]bool{}
 	)
 	for i, value := range strings.Split(list, ",") {
 		value = strings.TrimSpace(value)
@@ -43,10 +43,50 @@ func ParseSecrets(list string) ([]Secret, error) {
 		case value == "":
 			problems = append(problems, fmt.Errorf("webhook signing secret %d is empty: remove the comma, or fill in the secret", i+1))
 		case !secretShape.MatchString(value):
-			problems = append(problems, fmt.Errorf("webhook signing secret %d is malformed: want `whsec_` and at least 8 letters and digits, as Stripe shows it (an API key or an endpoint id is something else)", i+1))
-		case !seen[value]:
-			seen[value] = true
+			problems = append(problems, fmt.Errorf("webhook signing secret %d %w", i+1, errShape))
+		default:
 			secrets = append(secrets, newSecret(value))
+		}
+	}
+	return join(secrets, problems)
+}
+
+// ParseSecretFile reads the content of a file with one signing secret a line,
+// where `#` begins a comment; there may be none. Problems are reported as by
+// ParseSecrets, by the line.
+func ParseSecretFile(content string) ([]Secret, error) {
+	var (
+		secrets  []Secret
+		problems []error
+		number   int
+	)
+	for line := range strings.Lines(content) {
+		number++
+		value, _, _ := strings.Cut(line, "#")
+		value = strings.TrimSpace(value)
+		switch {
+		case value == "":
+		case !secretShape.MatchString(value):
+			problems = append(problems, fmt.Errorf("line %d %w", number, errShape))
+		default:
+			secrets = append(secrets, newSecret(value))
+		}
+	}
+	return join(secrets, problems)
+}
+
+// JoinSecrets returns the secrets of several sources, each secret once.
+func JoinSecrets(sources ...[]Secret) ([]Secret, error) {
+	return join(slices.Concat(sources...), nil)
+}
+
+var errShape = errors.New("is malformed: want `whsec_` and at least 8 letters and digits, as Stripe shows it (an API key or an endpoint id is something else)")
+
+func join(all []Secret, problems []error) ([]Secret, error) {
+	var secrets []Secret
+	for _, s := range all {
+		if !slices.Contains(secrets, s) {
+			secrets = append(secrets, s)
 		}
 	}
 	if len(secrets) > maxSecrets {

@@ -48,6 +48,13 @@ var (
 	ErrFuture = errors.New("signature is from the future")
 )
 
+// CheckHeader refuses a header for which Verify would return ErrUnsigned or
+// ErrMalformed whatever the body is, so that the body need not be read.
+func CheckHeader(header string) error {
+	_, err := signatureTime(header)
+	return err
+}
+
 // Verify returns the secret that signed body, according to header, the value
 // of Stripe-Signature. now is compared with the time of the signature.
 //

@@ -232,3 +232,30 @@ func FuzzReadEnvelope(f *testing.F) {
 		}
 	})
 }
+
+func TestParseSecretFile(t *testing.T) {
+	got, err := ParseSecretFile("# live\n\n " + secretA + " # rolled out on Friday\r\n" + secretB + "\n" + secretA)
+	if err != nil || len(got) != 2 || got[0].Reveal() != secretA || got[1].Reveal() != secretB {
+		t.Errorf("%v, %v", got, err)
+	}
+	if none, err := ParseSecretFile("# none\n"); len(none) != 0 || err != nil {
+		t.Errorf("%v, %v", none, err)
+	}
+	_, err = ParseSecretFile("sk_live_topsecretvalue\n" + secretA + "," + secretB + "\n")
+	if err == nil || !strings.Contains(err.Error(), "line 1 is malformed") || !strings.Contains(err.Error(), "line 2 is malformed") ||
+		strings.Contains(err.Error(), "topsecret") || strings.Contains(err.Error(), secretA) {
+		t.Errorf("err = %v", err)
+	}
+	both, err := JoinSecrets(got, got[:1])
+	if err != nil || len(both) != len(got) {
+		t.Errorf("%v, %v", both, err)
+	}
+	var five, six []Secret
+	for i := range 5 {
+		five = append(five, newSecret(fmt.Sprintf("whsec_five%08d", i)))
+		six = append(six, newSecret(fmt.Sprintf("whsec_six%08d", i)))
+	}
+	if _, err := JoinSecrets(five, six); err == nil || !strings.Contains(err.Error(), "at most 8") {
+		t.Errorf("err = %v", err)
+	}
+}

@@ -1,4 +1,9 @@
-package auth
+// Package watchfile keeps what a program knows in step with small files, such as
+// access lists, certificates and secrets, without a restart.
+//
+// It promises that a half-written file is not taken for a whole one, and that
+// what cannot be used changes nothing.
+package watchfile
 
 import (
 	"context"
@@ -18,23 +23,29 @@ const (
 	maxFileBytes = 4 << 20
 )
 
-// watchedFiles are files that belong together. They are small: each look reads
-// them, which finds every change, also one within the resolution of the file
-// system's clock.
-type watchedFiles struct {
+// Files are files that belong together. They are small: each look reads them,
+// which finds every change, also one within the resolution of the file system's
+// clock. Read and Watch are for one goroutine at a time.
+type Files struct {
 	paths []string
 
 	used, seen [sha256.Size]byte // digests of what was used last, and of the last look
 }
 
-// read returns the files' contents, to be used now.
-func (f *watchedFiles) read() ([][]byte, error) {
+// New returns files that have not been read yet.
+func New(paths ...string) *Files { return &Files{paths: paths} }
+
+// Path returns the place of file i.
+func (f *Files) Path(i int) string { return f.paths[i] }
+
+// Read returns the files' contents, to be used now.
+func (f *Files) Read() ([][]byte, error) {
 	contents, digest, err := f.look()
 	f.used, f.seen = digest, digest
 	return contents, err
 }
 
-func (f *watchedFiles) look() (contents [][]byte, digest [sha256.Size]byte, err error) {
+func (f *Files) look() (contents [][]byte, digest [sha256.Size]byte, err error) {
 	hash := sha256.New()
 	for _, path := range f.paths {
 		content, err := readFile(path)
@@ -61,12 +72,12 @@ func readFile(path string) ([]byte, error) {
 	return content, err
 }
 
-// watch has changed contents used until ctx ends. What cannot be used is logged
+// Watch has changed contents used until ctx ends. What cannot be used is logged
 // once, and what was used before stays.
 //
 // Contents are used when two looks in a row found the same: a file that is being
 // written, or the first of two, is not taken for the whole.
-func (f *watchedFiles) watch(ctx context.Context, logger *slog.Logger, use func([][]byte) error) {
+func (f *Files) Watch(ctx context.Context, logger *slog.Logger, use func([][]byte) error) {
 	tick := time.NewTicker(lookInterval)
 	defer tick.Stop()
 	var unreadable string
