@@ -93,7 +93,7 @@ func TestIngressSettingsAreChecked(t *testing.T) {
 	authtest.WriteFile(t, file, "sk_live_nosecret\n")
 	var out bytes.Buffer
 	err := run(t.Context(), []string{"serve", "--data-dir", t.TempDir(), "--stripe-webhook-secret-file", file,
-		"--ingress-tls-cert", file, "--ingress-tls-key", file, "--trusted-proxies", "10.0.0.0/8,10.0.0.1", "--client-ip-header", "Forwarded"}, &out, &out)
+		"--ingress-tls-cert", file, "--ingress-tls-key", file, "--trusted-proxies", "10.0.0.0/8,10.0.0.1", "--client-ip-header", "Forwarded"}, nil, &out, &out)
 	for _, want := range []string{"line 1 is malformed", "--ingress-tls-cert", `"10.0.0.1" is not a CIDR`, "--client-ip-header"} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q is missing in: %v", want, err)
