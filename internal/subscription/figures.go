@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
@@ -20,11 +21,8 @@ func (s *Subscription) Describe(ctx context.Context) (*ordergatev1.Subscription,
 	s.mu.Lock()
 	position := s.q.position
 	stats, oldest := s.q.figures()
-	described := &ordergatev1.Subscription{
-		Name: s.q.settings.GetName(), Filter: s.q.settings.GetFilter(), AckDeadline: s.q.settings.GetAckDeadline(),
-		MaxAttempts: s.q.settings.GetMaxAttempts(), MinBackoff: s.q.settings.GetMinBackoff(), MaxBackoff: s.q.settings.GetMaxBackoff(),
-		DeadLetterPolicy: s.q.settings.GetDeadLetterPolicy(), CreateTime: s.q.settings.GetCreateTime(), Stats: stats,
-	}
+	described := proto.CloneOf(s.q.settings)
+	described.Stats = stats
 	s.mu.Unlock()
 	if durable > position {
 		stats.Backlog = int64(durable - position)
@@ -139,35 +137,30 @@ func (s *Subscription) DeadLetters(after uint64, limit int) []*ordergatev1.DeadL
 // Redrive has dead letters delivered again: those of the given events, or all. It
 // returns how many that are. ErrNoDeadLetter when one of them is none.
 func (s *Subscription) Redrive(ctx context.Context, eventIDs []string, all bool) (int, error) {
-	redriven := 0
-	err := s.change(ctx, func(q *queue, now time.Time) error {
-		chosen, err := q.chosen(eventIDs, all)
-		if err != nil {
-			return err
-		}
-		for l, sequences := range chosen {
-			redriven += q.redrive(l, sequences, now)
-		}
-		return nil
-	})
-	return redriven, err
+	return s.changeLetters(ctx, eventIDs, all, (*queue).redrive)
 }
 
 // Discard gives dead letters up: those of the given events, or all. One that is
 // being redriven stays. ErrNoDeadLetter when one of them is none.
 func (s *Subscription) Discard(ctx context.Context, eventIDs []string, all bool) (int, error) {
-	discarded := 0
+	return s.changeLetters(ctx, eventIDs, all, (*queue).discard)
+}
+
+// changeLetters changes the chosen dead letters, lane by lane, and returns how
+// many it did.
+func (s *Subscription) changeLetters(ctx context.Context, eventIDs []string, all bool, do func(*queue, *lane, []uint64, time.Time) int) (int, error) {
+	changed := 0
 	err := s.change(ctx, func(q *queue, now time.Time) error {
 		chosen, err := q.chosen(eventIDs, all)
 		if err != nil {
 			return err
 		}
 		for l, sequences := range chosen {
-			discarded += q.discard(l, sequences, now)
+			changed += do(q, l, sequences, now)
 		}
 		return nil
 	})
-	return discarded, err
+	return changed, err
 }
 
 // chosen finds the dead letters of events, or all.

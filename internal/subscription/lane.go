@@ -110,6 +110,12 @@ func (l *lane) letter(sequence uint64) int {
 	return slices.IndexFunc(l.letters, func(letter letter) bool { return letter.sequence == sequence })
 }
 
+// vague reports whether the target is the head, and what is behind it has to be
+// read: until then the head cannot be done with.
+func (l *lane) vague() bool {
+	return l.head != nil && l.head.sequence == l.current && l.next == 0 && l.more
+}
+
 // redriving reports whether the target is a redriven letter.
 func (l *lane) redriving() bool { return l.target() != l.head }
 

@@ -195,24 +195,16 @@ func withDefaults(settings *ordergatev1.Subscription) *ordergatev1.Subscription 
 	if settings.MaxAttempts == 0 {
 		settings.MaxAttempts = defaultMaxAttempts
 	}
-	if settings.MinBackoff == nil {
-		settings.MinBackoff = durationpb.New(min(defaultMinBackoff, longest(settings, defaultMinBackoff)))
-	}
 	if settings.MaxBackoff == nil {
 		settings.MaxBackoff = durationpb.New(max(defaultMaxBackoff, settings.MinBackoff.AsDuration()))
+	}
+	if settings.MinBackoff == nil {
+		settings.MinBackoff = durationpb.New(min(defaultMinBackoff, settings.MaxBackoff.AsDuration()))
 	}
 	if settings.DeadLetterPolicy == ordergatev1.DeadLetterPolicy_DEAD_LETTER_POLICY_UNSPECIFIED {
 		settings.DeadLetterPolicy = ordergatev1.DeadLetterPolicy_DEAD_LETTER_POLICY_BLOCK
 	}
 	return settings
-}
-
-// longest is the longest backoff, if it is set.
-func longest(settings *ordergatev1.Subscription, otherwise time.Duration) time.Duration {
-	if settings.MaxBackoff == nil {
-		return otherwise
-	}
-	return settings.MaxBackoff.AsDuration()
 }
 
 // Open returns a subscription. ErrNotFound when there is none of that name.

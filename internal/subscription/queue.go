@@ -137,7 +137,7 @@ func (q *queue) wanted(behind bool) (lanes []laneRead, want int) {
 			continue
 		}
 		l.arrived = false
-		lanes = append(lanes, laneRead{l, q.epoch, l.current, l.head != nil && l.head.sequence == l.current && l.next == 0 && l.more})
+		lanes = append(lanes, laneRead{l, q.epoch, l.current, l.vague()})
 	}
 	if len(q.lanes) >= maxLanes {
 		want = min(want, len(lanes))
@@ -147,7 +147,14 @@ func (q *queue) wanted(behind bool) (lanes []laneRead, want int) {
 
 // readAgain puts a lane back whose target could not be read.
 func (q *queue) readAgain(read laneRead) {
-	if l := read.lane; q.lanes[l.order] == l && l.state == laneUnread && !l.listed {
+	if l := read.lane; q.lanes[l.order] == l && l.state == laneUnread {
+		q.list(l)
+	}
+}
+
+// list has the target of an unread lane read, once.
+func (q *queue) list(l *lane) {
+	if !l.listed {
 		l.listed = true
 		q.unread = append(q.unread, l)
 	}
@@ -189,33 +196,25 @@ func (q *queue) place(l *lane, now time.Time) {
 	if target == nil || l.event != nil && l.event.Sequence != target.sequence {
 		l.event = nil
 	}
-	switch {
-	case target == nil:
+	if target == nil {
 		l.state, l.current = laneIdle, 0
 		if l.head == nil && len(l.letters) == 0 {
 			delete(q.lanes, l.order)
 			delete(q.loose, l)
 		}
 		return
-	case target.retry.After(now):
-		l.state, l.due = laneDelayed, target.retry
-	case l.event != nil:
-		l.state = laneReady
-	default:
-		l.state = laneUnread
 	}
 	l.current = target.sequence
-	switch l.state {
-	case laneDelayed:
-		l.event = nil
+	switch {
+	case target.retry.After(now):
+		l.state, l.due, l.event = laneDelayed, target.retry, nil
 		q.timed.add(l)
-	case laneReady:
+	case l.event != nil:
+		l.state = laneReady
 		q.ready.add(l)
-	case laneUnread:
-		if !l.listed {
-			l.listed = true
-			q.unread = append(q.unread, l)
-		}
+	default:
+		l.state = laneUnread
+		q.list(l)
 	}
 }
 
@@ -469,78 +468,74 @@ func (q *queue) detach(w *Worker, now time.Time) {
 	q.forget(w.client)
 }
 
-// found is what a delivery id stands for.
-type found struct {
-	lane     *lane
-	sequence uint64
-	code     ordergatev1.DeliveryResultCode // ok: the delivery can be settled, or, without a lane, was
-}
-
-// find looks a delivery up.
-func (q *queue) find(text string) found {
+// find looks a delivery up. With ok it can be settled, as the target of the lane;
+// without a lane it was. Other codes come without a lane.
+func (q *queue) find(text string) (*lane, ordergatev1.DeliveryResultCode) {
 	id, valid := decodeDeliveryID(text, q.uid)
 	if !valid || id.epoch != q.epoch || id.sequence > q.position {
-		return found{code: unknown}
+		return nil, unknown
 	}
 	l := q.lanes[id.order]
 	if l == nil {
-		return found{code: ok}
+		return nil, ok
 	}
 	if l.current != id.sequence || l.state == laneIdle {
 		switch i := l.letter(id.sequence); {
 		case i >= 0:
-			return found{code: expired} // it is a dead letter
+			return nil, expired // it is a dead letter
 		case l.head != nil && id.sequence >= l.head.sequence:
-			return found{code: unknown} // it is delivered later
+			return nil, unknown // it is delivered later
 		}
-		return found{code: ok}
+		return nil, ok
 	}
 	newest := id.life == q.life && id.lease == l.lease
 	switch {
 	case l.state == laneLeased && l.event == nil && !newest:
-		return found{code: stale}
+		return nil, stale
 	case l.state == laneDelayed:
-		return found{code: expired}
+		return nil, expired
 	case id.life == q.life && !newest:
-		return found{code: stale}
+		return nil, stale
 	}
-	return found{lane: l, sequence: id.sequence, code: ok}
+	return l, ok
 }
 
-// leased reports whether the worker of a delivery still has it.
-func (f found) leased() bool {
-	return f.lane != nil && f.lane.state == laneLeased && f.lane.event == nil
+// findLeased looks a delivery up that its worker must still have. A lane comes
+// with ok only.
+func (q *queue) findLeased(text string) (*lane, ordergatev1.DeliveryResultCode) {
+	l, code := q.find(text)
+	switch {
+	case code != ok:
+		return nil, code
+	case l == nil || l.state != laneLeased || l.event != nil:
+		return nil, expired
+	}
+	return l, ok
 }
 
 // ack settles a delivery that is done with.
 func (q *queue) ack(text string, now time.Time) ordergatev1.DeliveryResultCode {
-	f := q.find(text)
-	if f.lane == nil {
-		return f.code
-	}
-	l := f.lane
-	if l.head != nil && l.head.sequence == f.sequence && l.next == 0 && l.more {
+	l, code := q.find(text)
+	switch {
+	case l == nil:
+		return code
+	case l.vague():
 		return retryable // what is behind it is being read
 	}
-	q.finish(l, f.sequence, now)
+	q.finish(l, l.current, now)
 	return ok
 }
 
 // nack settles a delivery that failed.
 func (q *queue) nack(nack *ordergatev1.Nack, now time.Time) ordergatev1.DeliveryResultCode {
-	f := q.find(nack.GetDeliveryId())
-	switch {
-	case f.lane == nil && f.code == ok:
-		return expired // it was settled otherwise
-	case f.lane == nil:
-		return f.code
-	case !f.leased():
-		return expired
+	l, code := q.findLeased(nack.GetDeliveryId())
+	if l == nil {
+		return code
 	}
-	l, target := f.lane, f.lane.target()
+	target := l.target()
 	switch {
 	case nack.GetAction() == ordergatev1.NackAction_NACK_ACTION_SKIP:
-		q.finish(l, f.sequence, now)
+		q.finish(l, l.current, now)
 	case nack.GetAction() == ordergatev1.NackAction_NACK_ACTION_DEAD_LETTER:
 		q.kill(l, ordergatev1.DeadLetterReason_DEAD_LETTER_REASON_SUBSCRIBER_REJECTED, nack.GetReason(), now)
 	case target.attempts >= int(q.settings.GetMaxAttempts()):
@@ -574,25 +569,23 @@ func (q *queue) backoff(attempts int) time.Duration {
 
 // extend moves the end of a lease; 0 ends it now.
 func (q *queue) extend(text string, by time.Duration, now time.Time) (ordergatev1.DeliveryResultCode, time.Time) {
-	f := q.find(text)
+	l, code := q.findLeased(text)
 	switch {
-	case f.lane == nil && f.code == ok, f.lane != nil && !f.leased():
-		return expired, time.Time{}
-	case f.lane == nil:
-		return f.code, time.Time{}
+	case l == nil:
+		return code, time.Time{}
 	case by == 0:
-		q.giveBack(f.lane, "the worker gave it back", now)
+		q.giveBack(l, "the worker gave it back", now)
 		return ok, now
 	}
-	f.lane.due = now.Add(by)
-	q.timed.moved(f.lane)
-	return ok, f.lane.due
+	l.due = now.Add(by)
+	q.timed.moved(l)
+	return ok, l.due
 }
 
 // fault makes a delivery that cannot be sent a dead letter.
 func (q *queue) fault(text, detail string, now time.Time) {
-	if f := q.find(text); f.leased() {
-		q.kill(f.lane, ordergatev1.DeadLetterReason_DEAD_LETTER_REASON_GATEWAY_FAULT, detail, now)
+	if l, _ := q.findLeased(text); l != nil {
+		q.kill(l, ordergatev1.DeadLetterReason_DEAD_LETTER_REASON_GATEWAY_FAULT, detail, now)
 	}
 }
 
