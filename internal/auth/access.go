@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync/atomic"
 
+	"github.com/ordergate/ordergate/internal/subscription"
 	"github.com/ordergate/ordergate/internal/watchfile"
 )
 
@@ -68,9 +69,7 @@ func (a *Access) use(contents [][]byte) error {
 	if err != nil {
 		return err
 	}
-	if info, err := os.Stat(file); err == nil && info.Mode().Perm()&0o077 != 0 {
-		a.logger.Warn("the access file can be read or written by others than its owner", "file", file, "mode", info.Mode().Perm().String(), "mend", "chmod 600 "+file)
-	}
+	watchfile.WarnIfShared(a.logger, "the access file", file)
 	before := a.principals()
 	for key, p := range principals {
 		if b := before[key]; b != nil && b.same(p) {
@@ -99,8 +98,6 @@ func (a *Access) principals() map[string]*Principal {
 
 var (
 	nameShape = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._@-]{0,62}$`)
-	// As the API takes them.
-	subscriptionShape = regexp.MustCompile(`^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$`)
 )
 
 // parse reads an access file: NAME ROLE CREDENTIAL [SUBSCRIPTION,...] a line. An
@@ -204,7 +201,7 @@ func (p *Principal) check() error {
 		problems = append(problems, fmt.Errorf("subscriptions are for the role subscriber: this is the role %s", p.Role))
 	}
 	for _, name := range p.Subscriptions {
-		if !subscriptionShape.MatchString(name) {
+		if !subscription.ValidName(name) {
 			problems = append(problems, errors.New("a subscription's name is none: write small letters, digits and -, with commas between names and no spaces"))
 			break
 		}

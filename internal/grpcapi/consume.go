@@ -110,20 +110,18 @@ func (c *consumer) open(ctx context.Context, s *subscriptionService, first *orde
 	if config.MaxBytes == 0 {
 		config.MaxBytes = defaultWindowBytes
 	}
+	heartbeat, heartbeatErr := checkHeartbeat("open.heartbeat_interval", open.GetHeartbeatInterval())
 	err := errors.Join(
 		checkClientID("open.client_id", open.GetClientId()),
 		checkRange("open.max_outstanding_events", config.MaxEvents, 1, maxWindowEvents),
 		checkRange("open.max_outstanding_bytes", int(config.MaxBytes), 1, maxWindowBytes),
 		checkDuration("open.ack_deadline", open.GetAckDeadline(), minAckDeadline, maxAckDeadline),
-		checkDuration("open.heartbeat_interval", open.GetHeartbeatInterval(), minHeartbeat, maxHeartbeat),
+		heartbeatErr,
 	)
 	if err != nil {
 		return err
 	}
-	c.heartbeat = defaultHeartbeat
-	if open.GetHeartbeatInterval() != nil {
-		c.heartbeat = open.GetHeartbeatInterval().AsDuration()
-	}
+	c.heartbeat = heartbeat
 	c.silence = time.NewTimer(c.heartbeat)
 	var created bool
 	if c.subscription, created, err = s.openOrCreate(ctx, open); err != nil {

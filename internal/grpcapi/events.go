@@ -136,8 +136,8 @@ func (s *eventService) ListEvents(ctx context.Context, request *ordergatev1.List
 	var from *uint64
 	if token := request.GetPageToken(); token != "" {
 		from = new(uint64)
-		if err := decodeToken(token, kind, state.LogID, from); err != nil {
-			return nil, &invalidToken{reasonPageToken, "page_token", err.Error()}
+		if err := decodePageToken(token, kind, state.LogID, from); err != nil {
+			return nil, err
 		}
 	}
 	next, more, err := list(ctx, from)

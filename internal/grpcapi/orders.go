@@ -59,10 +59,8 @@ func (s *orderService) ListOrders(ctx context.Context, request *ordergatev1.List
 		return nil, err
 	}
 	snapshot, below := state.Durable, state.Durable+1
-	if token := request.GetPageToken(); token != "" {
-		if err := decodeToken(token, orderPageToken, state.LogID, &snapshot, &below); err != nil {
-			return nil, &invalidToken{reasonPageToken, "page_token", err.Error()}
-		}
+	if err := decodePageToken(request.GetPageToken(), orderPageToken, state.LogID, &snapshot, &below); err != nil {
+		return nil, err
 	}
 	page := page[*ordergatev1.Order]{size: pageSize}
 	for calls := 0; below != 0 && !page.full() && calls < maxListCalls; calls++ {
@@ -125,10 +123,8 @@ func (s *orderService) ListOrderEvents(ctx context.Context, request *ordergatev1
 		return nil, err
 	}
 	var after uint64
-	if token := request.GetPageToken(); token != "" {
-		if err := decodeToken(token, eventPageToken, state.LogID, &after); err != nil {
-			return nil, &invalidToken{reasonPageToken, "page_token", err.Error()}
-		}
+	if err := decodePageToken(request.GetPageToken(), eventPageToken, state.LogID, &after); err != nil {
+		return nil, err
 	}
 	records, err := s.log.OrderEvents(ctx, request.GetOrderId(), after, pageSize)
 	if err != nil {

@@ -1,5 +1,6 @@
 // Package grpcapi serves the gRPC API: OrderService, SubscriptionService,
-// EventService, health and reflection. It is where errors of the inner packages become gRPC statuses, and where streams
+// EventService, health and reflection. It is where errors of the inner packages
+// become gRPC statuses, and where streams
 // are drained when the gateway stops.
 package grpcapi
 

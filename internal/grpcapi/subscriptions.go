@@ -37,10 +37,7 @@ const (
 	pullPatience = 5 * time.Second
 )
 
-var (
-	subscriptionName = regexp.MustCompile(`^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$`)
-	clientIDShape    = regexp.MustCompile(`^[ -~]*$`)
-)
+var clientIDShape = regexp.MustCompile(`^[ -~]*$`)
 
 // subscriptionService implements ordergate.v1.SubscriptionService.
 type subscriptionService struct {
@@ -130,7 +127,7 @@ func (s *subscriptionService) ListSubscriptions(ctx context.Context, request *or
 	}
 	if token := request.GetPageToken(); token != "" {
 		last, err := base64.RawURLEncoding.Strict().DecodeString(token)
-		if err != nil || !subscriptionName.Match(last) {
+		if err != nil || !subscription.ValidName(string(last)) {
 			return nil, &invalidToken{reasonPageToken, "page_token", errTokenMalformed.Error()}
 		}
 		at, found := slices.BinarySearch(names, string(last))
@@ -370,10 +367,8 @@ func (s *subscriptionService) ListDeadLetters(ctx context.Context, request *orde
 		return nil, err
 	}
 	var after uint64
-	if token := request.GetPageToken(); token != "" {
-		if err := decodeToken(token, deadLetterPageToken, state.LogID, &after); err != nil {
-			return nil, &invalidToken{reasonPageToken, "page_token", err.Error()}
-		}
+	if err := decodePageToken(request.GetPageToken(), deadLetterPageToken, state.LogID, &after); err != nil {
+		return nil, err
 	}
 	letters := opened.DeadLetters(after, pageSize+1)
 	response := &ordergatev1.ListDeadLettersResponse{DeadLetters: letters}
@@ -428,7 +423,7 @@ func checkSubscriptionName(field, name string) error {
 	switch {
 	case name == "":
 		return invalid(field, "is required: the name of a subscription, such as shipping")
-	case !subscriptionName.MatchString(name):
+	case !subscription.ValidName(name):
 		return invalid(field, "%.70q is not the name of a subscription: 1 to 63 lower-case letters, digits and hyphens, with a letter first and no hyphen last", name)
 	}
 	return nil

@@ -1,10 +1,9 @@
 package grpcapi
 
 import (
-	"encoding/base64"
-	"encoding/binary"
 	"errors"
-	"hash/crc32"
+
+	"github.com/ordergate/ordergate/internal/token"
 )
 
 // tokenKind is the first byte of a token: what it is for, and with that the
@@ -27,46 +26,32 @@ var (
 	errTokenForeign   = errors.New("it is of another gateway's log, or of one that was deleted")
 )
 
-// encodeToken makes an opaque token that is bound to a log: the kind, numbers
-// as varints, the log's id, and a checksum of it all.
+// encodeToken makes an opaque token that is bound to a log, of numbers.
 func encodeToken(kind tokenKind, logID string, numbers ...uint64) string {
-	b := []byte{byte(kind)}
-	for _, n := range numbers {
-		b = binary.AppendUvarint(b, n)
-	}
-	b = append(b, logID...)
-	b = binary.BigEndian.AppendUint32(b, crc32.ChecksumIEEE(b))
-	return base64.RawURLEncoding.EncodeToString(b)
+	return token.Encode(byte(kind), "", logID, numbers...)
 }
 
-// decodeToken reads a token of a kind and a log into numbers.
-func decodeToken(token string, kind tokenKind, logID string, numbers ...*uint64) error {
-	b, err := base64.RawURLEncoding.Strict().DecodeString(token)
-	if err != nil || len(b) < 5 {
+// decodeToken reads a token of a kind and a log into numbers. They are of use only
+// without an error.
+func decodeToken(text string, kind tokenKind, logID string, numbers ...*uint64) error {
+	of, ok := token.Decode(text, byte(kind), "", numbers...)
+	switch {
+	case !ok:
 		return errTokenMalformed
-	}
-	b, sum := b[:len(b)-4], binary.BigEndian.Uint32(b[len(b)-4:])
-	if crc32.ChecksumIEEE(b) != sum || tokenKind(b[0]) != kind {
-		return errTokenMalformed
-	}
-	b = b[1:]
-	values := make([]uint64, len(numbers))
-	for i := range values {
-		value, size := binary.Uvarint(b)
-		if size <= 0 {
-			return errTokenMalformed
-		}
-		values[i], b = value, b[size:]
-	}
-	// Base64 and varints can be written in more than one way; tokens cannot.
-	if encodeToken(kind, string(b), values...) != token {
-		return errTokenMalformed
-	}
-	if string(b) != logID {
+	case of != logID:
 		return errTokenForeign
 	}
-	for i, n := range numbers {
-		*n = values[i]
+	return nil
+}
+
+// decodePageToken is decodeToken for `page_token`, which may be empty: then the
+// numbers are left alone.
+func decodePageToken(text string, kind tokenKind, logID string, numbers ...*uint64) error {
+	if text == "" {
+		return nil
+	}
+	if err := decodeToken(text, kind, logID, numbers...); err != nil {
+		return &invalidToken{reasonPageToken, "page_token", err.Error()}
 	}
 	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
@@ -26,7 +27,7 @@ func (s *orderService) WatchOrders(request *ordergatev1.WatchOrdersRequest, stre
 	if err := checkEventFilter(request.GetFilter()); err != nil {
 		return err
 	}
-	heartbeat, err := checkHeartbeat(request)
+	heartbeat, err := checkHeartbeat("heartbeat_interval", request.GetHeartbeatInterval())
 	if err != nil {
 		return err
 	}
@@ -40,18 +41,12 @@ func (s *orderService) WatchOrders(request *ordergatev1.WatchOrdersRequest, stre
 	return causeOf(ctx, w.run(ctx))
 }
 
-func checkHeartbeat(request *ordergatev1.WatchOrdersRequest) (time.Duration, error) {
-	if request.GetHeartbeatInterval() == nil {
+// checkHeartbeat returns how long a stream may be silent.
+func checkHeartbeat(field string, interval *durationpb.Duration) (time.Duration, error) {
+	if interval == nil {
 		return defaultHeartbeat, nil
 	}
-	if err := request.GetHeartbeatInterval().CheckValid(); err != nil {
-		return 0, invalid("heartbeat_interval", "is not a duration: %v", err)
-	}
-	heartbeat := request.GetHeartbeatInterval().AsDuration()
-	if heartbeat < minHeartbeat || heartbeat > maxHeartbeat {
-		return 0, invalid("heartbeat_interval", "is %v: want %v to %v", heartbeat, minHeartbeat, maxHeartbeat)
-	}
-	return heartbeat, nil
+	return interval.AsDuration(), checkDuration(field, interval, minHeartbeat, maxHeartbeat)
 }
 
 // watcher is one WatchOrders stream; it belongs to the stream's goroutine.

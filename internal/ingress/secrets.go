@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -77,9 +76,7 @@ func (s *Secrets) use(contents [][]byte) error {
 	if len(all) == 0 {
 		return fmt.Errorf("--stripe-webhook-secret-file %s: there is no secret in it, and none in STRIPE_WEBHOOK_SECRET: write one (whsec_…) a line", file)
 	}
-	if info, err := os.Stat(file); err == nil && info.Mode().Perm()&0o077 != 0 {
-		s.logger.Warn("the webhook secret file can be read or written by others than its owner", "file", file, "mode", info.Mode().Perm().String(), "mend", "chmod 600 "+file)
-	}
+	watchfile.WarnIfShared(s.logger, "the webhook secret file", file)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.current.Store(&all)

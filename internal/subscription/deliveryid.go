@@ -1,12 +1,8 @@
 package subscription
 
-import (
-	"encoding/base64"
-	"encoding/binary"
-	"hash/crc32"
-)
+import "github.com/ordergate/ordergate/internal/token"
 
-// deliveryIDFormat is the first byte of a delivery id.
+// deliveryIDFormat is the kind of token that a delivery id is.
 const deliveryIDFormat = 1
 
 // deliveryID says which delivery of which event is meant. It tells enough to
@@ -19,41 +15,14 @@ type deliveryID struct {
 	order    string
 }
 
-// encode returns the id as workers see it: opaque, and bound to the subscription
-// by a checksum.
+// encode returns the id as workers see it: opaque, and bound to the subscription.
 func (d deliveryID) encode(uid string) string {
-	b := []byte{deliveryIDFormat}
-	for _, n := range []uint64{d.epoch, d.sequence, d.life, d.lease} {
-		b = binary.AppendUvarint(b, n)
-	}
-	b = append(b, d.order...)
-	b = binary.BigEndian.AppendUint32(b, deliveryChecksum(b, uid))
-	return base64.RawURLEncoding.EncodeToString(b)
+	return token.Encode(deliveryIDFormat, uid, d.order, d.epoch, d.sequence, d.life, d.lease)
 }
 
 // decodeDeliveryID reads an id; ok is false when it is not one of the
 // subscription's.
 func decodeDeliveryID(text, uid string) (d deliveryID, ok bool) {
-	b, err := base64.RawURLEncoding.Strict().DecodeString(text)
-	if err != nil || len(b) < 5 {
-		return deliveryID{}, false
-	}
-	b, sum := b[:len(b)-4], binary.BigEndian.Uint32(b[len(b)-4:])
-	if deliveryChecksum(b, uid) != sum || b[0] != deliveryIDFormat {
-		return deliveryID{}, false
-	}
-	b = b[1:]
-	for _, n := range []*uint64{&d.epoch, &d.sequence, &d.life, &d.lease} {
-		value, size := binary.Uvarint(b)
-		if size <= 0 {
-			return deliveryID{}, false
-		}
-		*n, b = value, b[size:]
-	}
-	d.order = string(b)
-	return d, d.encode(uid) == text // varints can be written in more than one way; ids cannot
-}
-
-func deliveryChecksum(b []byte, uid string) uint32 {
-	return crc32.Update(crc32.ChecksumIEEE(b), crc32.IEEETable, []byte(uid))
+	d.order, ok = token.Decode(text, deliveryIDFormat, uid, &d.epoch, &d.sequence, &d.life, &d.lease)
+	return d, ok
 }

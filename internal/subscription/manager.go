@@ -28,6 +28,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -71,6 +72,11 @@ const (
 	defaultMinBackoff  = time.Second
 	defaultMaxBackoff  = 10 * time.Minute
 )
+
+var nameShape = regexp.MustCompile(`^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$`)
+
+// ValidName reports whether a subscription can have that name.
+func ValidName(name string) bool { return nameShape.MatchString(name) }
 
 // Manager has the subscriptions of a log. Its methods may be called from many
 // goroutines.

@@ -72,6 +72,14 @@ func readFile(path string) ([]byte, error) {
 	return content, err
 }
 
+// WarnIfShared tells the log when what others must not see, or change, is in a
+// file that they can read or write.
+func WarnIfShared(logger *slog.Logger, what, path string) {
+	if info, err := os.Stat(path); err == nil && info.Mode().Perm()&0o077 != 0 {
+		logger.Warn(what+" can be read or written by others than its owner", "file", path, "mode", info.Mode().Perm().String(), "mend", "chmod 600 "+path)
+	}
+}
+
 // Watch has changed contents used until ctx ends. What cannot be used is logged
 // once, and what was used before stays.
 //
