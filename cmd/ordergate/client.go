@@ -63,6 +63,15 @@ func (m *modeFlags) livemode() *bool {
 	return nil
 }
 
+// connect returns a client of the gateway, for streams that are kept going.
+func (f *clientFlags) connect() (*client.Client, error) {
+	options, err := f.dialOptions()
+	if err != nil {
+		return nil, err
+	}
+	return client.New(f.Addr, options...)
+}
+
 // startFlags say with which order event to begin.
 type startFlags struct {
 	FromBeginning bool   `name:"from-beginning" xor:"start" help:"Start with the oldest event that is kept."`

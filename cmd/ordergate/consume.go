@@ -46,11 +46,7 @@ func (m *consumeCommand) Run(ctx context.Context, c console) error {
 	if err != nil {
 		return err
 	}
-	dial, err := m.dialOptions()
-	if err != nil {
-		return err
-	}
-	gateway, err := client.New(m.Addr, dial...)
+	gateway, err := m.connect()
 	if err != nil {
 		return err
 	}

@@ -65,8 +65,8 @@ func newGateway(ctx context.Context, cfg config.Config, logger *slog.Logger) (_ 
 	secrets, secretsErr := ingress.LoadSecrets(cfg.StripeWebhookSecret, cfg.StripeWebhookSecretFile, logger)
 	stripe, stripeErr := newStripeClient(cfg, logger)
 	access, accessErr := loadAccess(cfg, logger)
-	keys, keysErr := loadKeys(cfg, logger)
-	ingressKeys, ingressKeysErr := loadIngressKeys(cfg, logger)
+	keys, keysErr := loadKeys(cfg.TLSCert, cfg.TLSKey, cfg.TLSClientCA, "--tls-cert, --tls-key, --tls-client-ca", logger)
+	ingressKeys, ingressKeysErr := loadKeys(cfg.IngressTLSCert, cfg.IngressTLSKey, "", "--ingress-tls-cert, --ingress-tls-key", logger)
 	proxies, proxyProblems := ingress.ParseProxies(cfg.TrustedProxies, cfg.ClientIPHeader)
 	if err := errors.Join(cfg.Check(), secretsErr, stripeErr, accessErr, keysErr, ingressKeysErr, errors.Join(proxyProblems...)); err != nil {
 		return nil, err
@@ -145,25 +145,14 @@ func loadAccess(cfg config.Config, logger *slog.Logger) (*auth.Access, error) {
 	return auth.Load(auth.Config{File: cfg.AccessFile, PlaintextTokens: cfg.Insecure, Logger: logger})
 }
 
-// loadKeys returns nil without TLS.
-func loadKeys(cfg config.Config, logger *slog.Logger) (*auth.Keys, error) {
-	if cfg.TLSCert == "" || cfg.TLSKey == "" {
+// loadKeys returns nil without TLS. flags are those that name the files.
+func loadKeys(cert, key, clientCA, flags string, logger *slog.Logger) (*auth.Keys, error) {
+	if cert == "" || key == "" {
 		return nil, nil
 	}
-	keys, err := auth.LoadKeys(cfg.TLSCert, cfg.TLSKey, cfg.TLSClientCA, logger)
+	keys, err := auth.LoadKeys(cert, key, clientCA, logger)
 	if err != nil {
-		return nil, fmt.Errorf("--tls-cert, --tls-key, --tls-client-ca: %w", err)
-	}
-	return keys, nil
-}
-
-func loadIngressKeys(cfg config.Config, logger *slog.Logger) (*auth.Keys, error) {
-	if cfg.IngressTLSCert == "" || cfg.IngressTLSKey == "" {
-		return nil, nil
-	}
-	keys, err := auth.LoadKeys(cfg.IngressTLSCert, cfg.IngressTLSKey, "", logger)
-	if err != nil {
-		return nil, fmt.Errorf("--ingress-tls-cert, --ingress-tls-key: %w", err)
+		return nil, fmt.Errorf("%s: %w", flags, err)
 	}
 	return keys, nil
 }

@@ -36,11 +36,7 @@ func (w *watchCommand) Run(ctx context.Context, c console) error {
 		}
 		away = true
 	}
-	dial, err := w.dialOptions()
-	if err != nil {
-		return err
-	}
-	gateway, err := client.New(w.Addr, dial...)
+	gateway, err := w.connect()
 	if err != nil {
 		return err
 	}

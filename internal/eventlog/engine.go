@@ -277,7 +277,9 @@ func (e *engine) ensureStream(ctx context.Context, cfg jetstream.StreamConfig) (
 func (e *engine) close() {
 	e.fail(fmt.Errorf("%w: it is closed", ErrUnavailable))
 	e.background.Wait()
+	e.mu.Lock()
 	e.wake()
+	e.mu.Unlock()
 	if e.conn != nil {
 		e.conn.Close()
 	}
@@ -333,14 +335,11 @@ func (e *engine) advance(sequence uint64) {
 		return
 	}
 	e.frontier = sequence
-	close(e.advanced)
-	e.advanced = make(chan struct{})
+	e.wake()
 }
 
-// wake has those who wait for the frontier look again.
+// wake has those who wait for the frontier look again. Call it with the lock held.
 func (e *engine) wake() {
-	e.mu.Lock()
-	defer e.mu.Unlock()
 	close(e.advanced)
 	e.advanced = make(chan struct{})
 }
