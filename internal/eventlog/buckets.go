@@ -36,6 +36,8 @@ const (
 	HeldOrders BucketName = "held-orders"
 	// State holds what the gateway remembers of itself. Without an age limit.
 	State BucketName = "state"
+	// Erasing holds the tombstones of events that are being erased.
+	Erasing BucketName = "erasing"
 )
 
 // HeldOrdersAge is how long HeldOrders keeps an entry that is not refreshed.
@@ -54,20 +56,51 @@ func bucketAges(cfg Config) map[BucketName]time.Duration {
 		Places:        0,
 		HeldOrders:    HeldOrdersAge,
 		State:         0,
+		Erasing:       0,
 	}
 }
 
 func (e *engine) openBuckets(ctx context.Context, cfg Config) error {
 	e.buckets = map[BucketName]jetstream.KeyValue{}
 	for name, age := range bucketAges(cfg) {
-		bucket, err := e.js.CreateOrUpdateKeyValue(ctx, jetstream.KeyValueConfig{Bucket: string(name), TTL: age, Storage: jetstream.FileStorage})
-		if err != nil {
+		if err := e.openBucket(ctx, name, age); err != nil {
 			return fmt.Errorf("bucket %s: %w", name, err)
 		}
-		e.buckets[name] = bucket
 	}
 	return nil
 }
+
+// openBucket makes the stream of a bucket itself, as NATS's ADR-8 has it: the
+// ones that the client library makes can never let a value be overwritten.
+func (e *engine) openBucket(ctx context.Context, name BucketName, age time.Duration) error {
+	stream, err := e.js.Stream(ctx, bucketStream(name))
+	switch {
+	case errors.Is(err, jetstream.ErrStreamNotFound):
+		_, err = e.js.CreateStream(ctx, jetstream.StreamConfig{
+			Name:              bucketStream(name),
+			Subjects:          []string{keySubject(name, ">")},
+			MaxMsgsPerSubject: 1,
+			MaxAge:            age,
+			Storage:           jetstream.FileStorage,
+			Discard:           jetstream.DiscardNew,
+			AllowRollup:       true,
+			AllowDirect:       true,
+		})
+	case err == nil && stream.CachedInfo().Config.MaxAge != age:
+		changed := stream.CachedInfo().Config
+		changed.MaxAge = age
+		_, err = e.js.UpdateStream(ctx, changed)
+	}
+	if err != nil {
+		return err
+	}
+	e.buckets[name], err = e.js.KeyValue(ctx, string(name))
+	return err
+}
+
+func bucketStream(name BucketName) string { return "KV_" + string(name) }
+
+func keySubject(name BucketName, key string) string { return "$KV." + string(name) + "." + key }
 
 // Bucket is a durable map from keys (letters, digits, `_`, `-` and dots) to
 // values. What is written is on disk after the next Flush. Every error wraps
@@ -210,8 +243,7 @@ func (b Bucket) ForgetUnder(ctx context.Context, prefix string) error {
 	return b.purge(ctx, prefix+".>")
 }
 
-// purge removes the subjects of keys from the bucket's stream (NATS's ADR-8 says
-// which they are).
+// purge removes the subjects of keys from the bucket's stream.
 func (b Bucket) purge(ctx context.Context, keys string) error {
 	e, _, err := b.open()
 	if err != nil {
@@ -219,11 +251,11 @@ func (b Bucket) purge(ctx context.Context, keys string) error {
 	}
 	ctx, cancel := e.alive(ctx)
 	defer cancel()
-	stream, err := e.js.Stream(ctx, "KV_"+string(b.name))
+	stream, err := e.js.Stream(ctx, bucketStream(b.name))
 	if err != nil {
 		return e.writeError(err)
 	}
-	if err := stream.Purge(ctx, jetstream.WithPurgeSubject("$KV."+string(b.name)+"."+keys)); err != nil {
+	if err := stream.Purge(ctx, jetstream.WithPurgeSubject(keySubject(b.name, keys))); err != nil {
 		return e.writeError(err)
 	}
 	return nil

@@ -104,6 +104,9 @@ func openEngine(ctx context.Context, cfg Config) (_ *engine, err error) {
 	if err := e.probe(ctx); err != nil {
 		return nil, fmt.Errorf("write to the log: %w", err)
 	}
+	if err := e.finishErasing(ctx); err != nil {
+		return nil, fmt.Errorf("finish what was being erased: %w", err)
+	}
 	e.background.Go(func() {
 		if err := e.flusher.run(e.dead); err != nil {
 			e.fail(fmt.Errorf("flush to disk: %w", err))

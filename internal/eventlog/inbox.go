@@ -242,6 +242,8 @@ type StoredEvent struct {
 	Sequence uint64
 	// StoreTime is when the event was stored, in UTC.
 	StoreTime time.Time
+	// Erased says that the event was erased: what is stored is its tombstone.
+	Erased bool
 }
 
 // InboxEvent returns the event of an id, or ErrNotFound.
@@ -270,6 +272,7 @@ func storedEvent(subject string, sequence uint64, stored time.Time, header nats.
 		RawEvent:  RawEvent{ID: subject[len(inboxSubject("")):], Body: body, SecretLabel: header.Get(headerSecret)},
 		Sequence:  sequence,
 		StoreTime: stored.UTC(),
+		Erased:    header.Get(headerErased) != "",
 	}
 }
 

@@ -101,17 +101,19 @@ func (r *OrderRecord) EventID() string {
 }
 
 // Matches reports whether a filter selects the event. It decodes the event only
-// for a filter of metadata, and only then can it fail.
+// for a filter of metadata, and only then can it fail. An erased order has no
+// country and no metadata any more: whoever had it by these must hear of that.
 func (r *OrderRecord) Matches(filter *ordergatev1.OrderEventFilter) (bool, error) {
 	if filter == nil {
 		return true, nil
 	}
+	erased := r.Kind == ordergatev1.OrderEventKind_ORDER_EVENT_KIND_ERASED
 	beside := (filter.Livemode == nil || filter.GetLivemode() == r.Livemode) &&
 		anyOrIn(filter.GetKinds(), r.Kind) &&
 		anyOrIn(filter.GetOrderIds(), r.OrderID) &&
 		anyOrIn(filter.GetAccounts(), r.Account) &&
-		anyOrIn(filter.GetShipToCountries(), r.Country)
-	if !beside || len(filter.GetMetadata()) == 0 {
+		(erased || anyOrIn(filter.GetShipToCountries(), r.Country))
+	if !beside || erased || len(filter.GetMetadata()) == 0 {
 		return beside, nil
 	}
 	event, err := r.Event()
