@@ -43,7 +43,7 @@ func Release(current *ordergatev1.Order, reason string) *Change {
 
 // operate makes a change of an operator's.
 func operate(current *ordergatev1.Order, reason string, do func(next *ordergatev1.Order, note string)) *Change {
-	if current == nil || erased(current) {
+	if current == nil || Erased(current) {
 		return nil
 	}
 	next := proto.CloneOf(current)

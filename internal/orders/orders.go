@@ -94,7 +94,7 @@ const maxFacts = 100
 //
 // An error wraps ErrMismatch or ErrTooMany; the order stays as it is.
 func Apply(current *ordergatev1.Order, e *Event, items LineItems) (*Change, error) {
-	if e.Ignored() || erased(current) {
+	if e.Ignored() || Erased(current) {
 		return nil, nil
 	}
 	if current != nil && !e.Concerns(current) {
@@ -213,7 +213,7 @@ func greater(kind protoreflect.Kind, a, b protoreflect.Value) bool {
 // SetLineItems gives an order its line items when they are read after the event
 // that asked for them. The result is nil when it changes nothing.
 func SetLineItems(current *ordergatev1.Order, items LineItems) *Change {
-	if current == nil || erased(current) {
+	if current == nil || Erased(current) {
 		return nil
 	}
 	next := proto.CloneOf(current)
@@ -232,9 +232,9 @@ func change(current, next *ordergatev1.Order, money payment, warnings []string) 
 	return &Change{Order: next, Kind: kindOf(current, next), Warnings: warnings}
 }
 
-// erased reports whether the order is a tombstone: its personal data was
+// Erased reports whether the order is a tombstone: its personal data was
 // erased, and no late event may bring it back.
-func erased(o *ordergatev1.Order) bool {
+func Erased(o *ordergatev1.Order) bool {
 	return slices.Contains(o.GetCancelReasons(), ordergatev1.CancelReason_CANCEL_REASON_ERASED)
 }
 

@@ -506,9 +506,20 @@ func TestLineItems(t *testing.T) {
 }
 
 func TestErasedStaysErased(t *testing.T) {
-	tombstone := &ordergatev1.Order{
-		Id: "cs_test_1", Revision: 3, Directive: cancel,
-		CancelReasons: []ordergatev1.CancelReason{ordergatev1.CancelReason_CANCEL_REASON_ERASED},
+	whole := applied(t, nil, parse(t, event{typ: "completed", session: isPaid + shipTo}.json()), noKey).Order
+	erased := Erase(whole)
+	tombstone := erased.Order
+	want := &ordergatev1.Order{
+		Id: whole.GetId(), Revision: 2, Source: whole.GetSource(), Status: whole.GetStatus(), Livemode: whole.Livemode, Directive: cancel,
+		CancelReasons:  []ordergatev1.CancelReason{ordergatev1.CancelReason_CANCEL_REASON_ERASED},
+		AddressState:   ordergatev1.AddressState_ADDRESS_STATE_NOT_COLLECTED,
+		LineItemsState: ordergatev1.LineItemsState_LINE_ITEMS_STATE_UNAVAILABLE,
+	}
+	if !proto.Equal(tombstone, want) || erased.Kind != ordergatev1.OrderEventKind_ORDER_EVENT_KIND_ERASED {
+		t.Errorf("what is left is %v (%v)", tombstone, erased.Kind)
+	}
+	if c := Erase(tombstone); c != nil {
+		t.Errorf("erased twice: %v", c.Order)
 	}
 	if c := applied(t, tombstone, parse(t, event{typ: "completed", session: isPaid + shipTo}.json()), noKey); c != nil {
 		t.Errorf("an event brought the order back: %v", c.Order)

@@ -20,7 +20,7 @@ var ErrIncomplete = errors.New("the order cannot be rebuilt from its events")
 // order that was made from a lookup, was erased, or would not come about by
 // these events, is ErrIncomplete.
 func Rebuild(current *ordergatev1.Order, events []*Event) (*Change, error) {
-	if current.GetRecovered() || erased(current) {
+	if current.GetRecovered() || Erased(current) {
 		return nil, fmt.Errorf("%w: it was not made from events alone", ErrIncomplete)
 	}
 	var next *ordergatev1.Order

@@ -356,16 +356,21 @@ func (q *queue) restored(now time.Time) {
 // behind them.
 func (s *Subscription) restoreHeads(ctx context.Context, heads []head) error {
 	var mu sync.Mutex
-	reading, ctx := errgroup.WithContext(ctx)
+	gone := s.q.position + 1 // the first that is not kept
+	reading, readingCtx := errgroup.WithContext(ctx)
 	reading.SetLimit(loadReads)
 	for _, h := range heads {
 		reading.Go(func() error {
+			ctx := readingCtx
 			records, _, err := s.log.ReadOrders(ctx, h.sequence-1, 1)
 			if err != nil && !errors.Is(err, eventlog.ErrExpired) {
 				return err
 			}
 			if err != nil || len(records) == 0 || records[0].Sequence != h.sequence {
-				s.logger.Error("an event that was not acknowledged is no longer kept: it is left out", "sequence", h.sequence)
+				s.logger.Error(noLongerKept, "sequence", h.sequence)
+				mu.Lock()
+				defer mu.Unlock()
+				gone = min(gone, h.sequence)
 				return nil
 			}
 			order := records[0].OrderID
@@ -379,7 +384,70 @@ func (s *Subscription) restoreHeads(ctx context.Context, heads []head) error {
 			return nil
 		})
 	}
-	return reading.Wait()
+	if err := reading.Wait(); err != nil {
+		return err
+	}
+	return s.restoreTombstones(ctx, gone)
+}
+
+// noLongerKept is said of an event that should be there.
+const noLongerKept = "an event that was not acknowledged is no longer kept, by its age or because its order was erased: it is left out"
+
+// restoreTombstones has the tombstones from a sequence on delivered, again if need
+// be. An order of which an event is gone may have been erased, and it is not known
+// any more which one that was.
+func (s *Subscription) restoreTombstones(ctx context.Context, from uint64) error {
+	for after := from - 1; after < s.q.position; {
+		records, next, err := s.log.ReadOrders(ctx, after, readBatch)
+		if errors.Is(err, eventlog.ErrExpired) {
+			state, err := s.log.OrdersState(ctx)
+			if err != nil {
+				return err
+			}
+			after = state.First - 1
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		for _, r := range records {
+			if wanted, err := r.Matches(s.q.settings.GetFilter()); err == nil && wanted {
+				s.q.restoreTombstone(r)
+			}
+		}
+		after = next
+	}
+	return nil
+}
+
+// Erase has every subscription drop what it has of an order before its tombstone,
+// and go on with that, if its filter selects it. The order's earlier events can be
+// removed from the log when it returns.
+func (m *Manager) Erase(ctx context.Context, tombstone *eventlog.OrderRecord) error {
+	names, err := m.List(ctx)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		s, err := m.Open(ctx, name)
+		if errors.Is(err, ErrNotFound) {
+			continue // it was deleted meanwhile
+		}
+		if err != nil {
+			return err
+		}
+		err = s.change(ctx, func(q *queue, now time.Time) error {
+			wanted, err := tombstone.Matches(q.settings.GetFilter())
+			if err == nil {
+				q.erase(tombstone, wanted, now)
+			}
+			return err
+		})
+		if err != nil && !errors.Is(err, ErrNotFound) {
+			return fmt.Errorf("subscription %s: %w", name, err)
+		}
+	}
+	return nil
 }
 
 // restoreHead puts the head of an order back, and what is behind it. A record of
@@ -392,6 +460,14 @@ func (q *queue) restoreHead(order string, h head, next uint64, stored time.Time)
 	}
 	l.head, l.next, l.more, l.covered = &item{sequence: h.sequence, stored: stored, attempts: int(h.attempts)}, next, next != 0, false
 	q.loose[l] = true
+}
+
+// restoreTombstone has an event delivered that is a tombstone, unless what is known
+// of its order leads there.
+func (q *queue) restoreTombstone(r *eventlog.OrderRecord) {
+	if r.Kind == ordergatev1.OrderEventKind_ORDER_EVENT_KIND_ERASED && r.Sequence <= q.position && q.lanes[r.OrderID] == nil {
+		q.restoreHead(r.OrderID, head{sequence: r.Sequence}, 0, r.Time)
+	}
 }
 
 // comesAgain drops what is known of events of a lane that come again anyway: the

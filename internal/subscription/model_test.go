@@ -60,6 +60,8 @@ type world struct {
 	stored   map[uint64]bool // of these, those that are stored and whose power was not cut
 	buried   map[uint64]bool // died, and block nothing
 	newest   map[string]uint64
+	erased   map[string]uint64 // the tombstones of orders
+	gone     map[uint64]bool   // events that were erased
 	history  []string
 	settings *ordergatev1.Subscription
 }
@@ -76,6 +78,7 @@ func tell(t *testing.T, seed uint64) {
 	w := &world{
 		t: t, random: rand.New(rand.NewPCG(seed, 1)), now: time.Unix(1_800_000_000, 0), life: 1,
 		acked: map[uint64]bool{}, lately: map[uint64]bool{}, stored: map[uint64]bool{}, buried: map[uint64]bool{}, newest: map[string]uint64{},
+		erased: map[string]uint64{}, gone: map[uint64]bool{},
 		held: []map[string]string{{}}, flushed: [2]int{1, 1},
 	}
 	w.settings = withDefaults(&ordergatev1.Subscription{Name: "model", MaxAttempts: int32(2 + w.random.IntN(6)), AckDeadline: durationpb.New(10 * time.Second)})
@@ -91,9 +94,13 @@ func tell(t *testing.T, seed uint64) {
 			}
 		}
 	}()
-	seeks := w.random.IntN(4) == 0
+	seeks, erasures := w.random.IntN(4) == 0, w.random.IntN(3) == 0
 	for range 300 {
 		w.step(seeks)
+		if erasures && w.random.IntN(60) == 0 {
+			w.erase()
+			w.check()
+		}
 		if t.Failed() {
 			return
 		}
@@ -151,7 +158,35 @@ func (w *world) step(seeks bool) {
 
 func (w *world) append() {
 	record := &eventlog.OrderRecord{Sequence: uint64(len(w.log) + 1), Time: w.now, OrderID: fmt.Sprintf("cs_%d", w.random.IntN(6))}
-	w.log = append(w.log, record)
+	if w.erased[record.OrderID] == 0 {
+		w.log = append(w.log, record)
+	}
+}
+
+// erase leaves a tombstone of an order, and nothing else. Sometimes the gateway
+// ends before the subscription has done its part, and it is done again then.
+func (w *world) erase() {
+	order := fmt.Sprintf("cs_%d", w.random.IntN(6))
+	if w.erased[order] != 0 {
+		return
+	}
+	tombstone := &eventlog.OrderRecord{Sequence: uint64(len(w.log) + 1), Time: w.now, OrderID: order, Kind: ordergatev1.OrderEventKind_ORDER_EVENT_KIND_ERASED}
+	w.log = append(w.log, tombstone)
+	w.erased[order] = tombstone.Sequence
+	w.note("erase %s at %d", order, tombstone.Sequence)
+	if w.random.IntN(3) == 0 {
+		w.readOn(w.random.IntN(20))
+	}
+	for w.q.erase(tombstone, wanted(tombstone), w.now); w.random.IntN(4) == 0; w.q.erase(tombstone, wanted(tombstone), w.now) {
+		w.restart("kill while erasing", func() { w.store(w.random.IntN(4)) })
+	}
+	w.store(4)
+	w.flushed = [2]int{len(w.places), len(w.held)}
+	for _, r := range w.log[:tombstone.Sequence-1] {
+		if r.OrderID == order {
+			w.gone[r.Sequence] = true
+		}
+	}
 }
 
 // wanted is the filter: every seventh event is of no interest.
@@ -171,7 +206,7 @@ func (w *world) read() {
 			w.settle()
 			w.q.tick(w.now)
 		}
-		if !w.q.apply(read, record, next, upTo, w.now) {
+		if !w.q.apply(read, record, next, upTo, w.now) && !w.gone[read.sequence] {
 			w.t.Errorf("event %d is taken for lost", read.sequence)
 		}
 	}
@@ -184,7 +219,7 @@ func (w *world) lookUp(read laneRead) (record *eventlog.OrderRecord, next, upTo 
 	upTo = w.q.position
 	for _, r := range w.log[read.sequence-1:] {
 		switch {
-		case r.OrderID != read.lane.order:
+		case r.OrderID != read.lane.order, w.gone[r.Sequence]:
 		case r.Sequence == read.sequence:
 			record = r
 		case read.behind && wanted(r) && next == 0 && r.Sequence <= upTo:
@@ -196,7 +231,9 @@ func (w *world) lookUp(read laneRead) (record *eventlog.OrderRecord, next, upTo 
 
 func (w *world) readOn(limit int) {
 	for _, r := range w.log[w.q.position:min(len(w.log), int(w.q.position)+limit)] {
-		w.q.arrive(r, wanted(r), w.now)
+		if w.q.position = r.Sequence; !w.gone[r.Sequence] {
+			w.q.arrive(r, wanted(r), w.now)
+		}
 	}
 }
 
@@ -242,7 +279,7 @@ func (w *world) take() {
 			w.t.Errorf("event %d was acknowledged and stored, and is delivered again", r.Sequence)
 		}
 		for _, earlier := range w.log[:r.Sequence-1] {
-			if earlier.OrderID == r.OrderID && wanted(earlier) && earlier.Sequence > w.seekFloor && !w.acked[earlier.Sequence] && !w.buried[earlier.Sequence] && !d.Redriven {
+			if earlier.OrderID == r.OrderID && wanted(earlier) && earlier.Sequence > w.seekFloor && !w.gone[earlier.Sequence] && !w.acked[earlier.Sequence] && !w.buried[earlier.Sequence] && !d.Redriven {
 				w.t.Errorf("event %d of %s is delivered before %d was settled", r.Sequence, r.OrderID, earlier.Sequence)
 			}
 		}
@@ -398,10 +435,21 @@ func (w *world) restart(how string, end func()) {
 		}
 		w.q.lanes[order] = record.restore(order, p.epoch)
 	}
+	left := p.position + 1
 	for _, h := range p.heads {
+		if w.gone[h.sequence] {
+			left = min(left, h.sequence)
+			continue
+		}
 		r := w.log[h.sequence-1]
 		_, next, _ := w.lookUp(laneRead{lane: &lane{order: r.OrderID}, sequence: h.sequence, behind: true})
 		w.q.restoreHead(r.OrderID, h, next, r.Time)
+	}
+	for sequence := left; sequence <= p.position; sequence++ {
+		if r := w.log[sequence-1]; wanted(r) && w.erased[r.OrderID] == sequence {
+			delete(w.stored, sequence) // it may come again
+			w.q.restoreTombstone(r)
+		}
 	}
 	w.q.restored(w.now)
 }
@@ -528,7 +576,7 @@ func (w *world) finish() {
 		w.now = w.now.Add(30 * time.Second)
 	}
 	for _, r := range w.log {
-		if wanted(r) && r.Sequence > w.seekFloor && !w.acked[r.Sequence] {
+		if wanted(r) && r.Sequence > w.seekFloor && !w.gone[r.Sequence] && !w.acked[r.Sequence] {
 			w.t.Errorf("event %d of %s was never acknowledged", r.Sequence, r.OrderID)
 		}
 	}

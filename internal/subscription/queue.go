@@ -315,6 +315,33 @@ func (q *queue) kill(l *lane, reason ordergatev1.DeadLetterReason, detail string
 	q.place(l, now)
 }
 
+// erase drops what there is of an order before its tombstone. What a worker has in
+// hand it keeps; the tombstone comes behind that.
+func (q *queue) erase(tombstone *eventlog.OrderRecord, wanted bool, now time.Time) {
+	l := q.lanes[tombstone.OrderID]
+	if l == nil {
+		return
+	}
+	out := uint64(0)
+	if l.state == laneLeased {
+		out = l.current
+	}
+	l.letters = slices.DeleteFunc(l.letters, func(letter letter) bool { return letter.sequence < tombstone.Sequence && letter.sequence != out })
+	for i := range l.letters {
+		l.letters[i].detail = ""
+	}
+	if l.head != nil && l.head.sequence < tombstone.Sequence {
+		l.next, l.more = 0, false
+		if wanted && q.position >= tombstone.Sequence {
+			l.next = tombstone.Sequence
+		}
+		if l.head.sequence != out {
+			l.advance()
+		}
+	}
+	q.replace(l, now)
+}
+
 // giveBack ends a lease whose event was not settled.
 func (q *queue) giveBack(l *lane, why string, now time.Time) {
 	if sent := l.event == nil; sent && l.target().attempts >= int(q.settings.GetMaxAttempts()) {

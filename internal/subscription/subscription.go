@@ -351,7 +351,7 @@ func (s *Subscription) readLane(ctx context.Context, read laneRead) error {
 		case err != nil:
 			q.readAgain(read)
 		case !q.apply(read, record, next, upTo, now):
-			s.logger.Error("an event that was not acknowledged is no longer kept: it is left out", "order", read.lane.order, "sequence", read.sequence)
+			s.logger.Error(noLongerKept, "order", read.lane.order, "sequence", read.sequence)
 		}
 	})
 	return err
