@@ -42,7 +42,7 @@ func (b *backfillCommand) Run(ctx context.Context, c console) error {
 				progress.clear()
 				return printGapReport(c.stdout, response)
 			}
-			progress.show(response)
+			progress.showBackfill(response)
 			return nil
 		})
 	})
@@ -70,7 +70,7 @@ func printGapReport(out io.Writer, report *ordergatev1.BackfillResponse) error {
 // barWidth is how wide the bar is, in characters.
 const barWidth = 20
 
-// progressLine shows how far a backfill has come: as a bar that is drawn over
+// progressLine shows how far something has come: as a bar that is drawn over
 // itself in a terminal, elsewhere as a line for each tenth.
 type progressLine struct {
 	out      io.Writer
@@ -78,10 +78,10 @@ type progressLine struct {
 	tenths   int64 // shown until now, where it is not a terminal
 }
 
-func (p *progressLine) show(r *ordergatev1.BackfillResponse) {
-	since, until, reached := r.GetSince().GetSeconds(), r.GetUntil().GetSeconds(), r.GetReached().GetSeconds()
-	percent := min(100, (reached-since)*100/max(1, until-since))
-	text := fmt.Sprintf("%3d %%  up to %s  listed %d, missing %d, recovered %d", percent, localTime(r.GetReached()), r.GetListed(), r.GetMissing(), r.GetRecovered())
+// show shows that a part of a total is done.
+func (p *progressLine) show(part, total int64, about string) {
+	percent := min(100, part*100/max(1, total))
+	text := fmt.Sprintf("%3d %%  %s", percent, about)
 	if p.terminal {
 		done := int(percent) * barWidth / 100
 		fmt.Fprintf(p.out, "\r\x1b[K[%s%s] %s", strings.Repeat("#", done), strings.Repeat("-", barWidth-done), text)
@@ -91,6 +91,12 @@ func (p *progressLine) show(r *ordergatev1.BackfillResponse) {
 		p.tenths = percent / 10
 		fmt.Fprintln(p.out, text)
 	}
+}
+
+func (p *progressLine) showBackfill(r *ordergatev1.BackfillResponse) {
+	since, until, reached := r.GetSince().GetSeconds(), r.GetUntil().GetSeconds(), r.GetReached().GetSeconds()
+	p.show(reached-since, until-since, fmt.Sprintf("up to %s  listed %d, missing %d, recovered %d",
+		localTime(r.GetReached()), r.GetListed(), r.GetMissing(), r.GetRecovered()))
 }
 
 // clear takes the bar away.

@@ -87,10 +87,10 @@ func TestProgressLine(t *testing.T) {
 	var terminal, file bytes.Buffer
 	bar, lines := &progressLine{out: &terminal, terminal: true}, &progressLine{out: &file}
 	for _, percent := range []int{1, 12, 15, 50, 100} {
-		lines.show(at(percent))
+		lines.showBackfill(at(percent))
 	}
-	bar.show(at(0))
-	bar.show(at(50))
+	bar.showBackfill(at(0))
+	bar.showBackfill(at(50))
 	bar.clear()
 	lines.clear()
 	want := "\r\x1b[K[--------------------]   0 %  up to 2026-03-01 00:00:00  listed 0, missing 2, recovered 1" +

@@ -46,6 +46,7 @@ type commands struct {
 	DeadLetters   deadLettersCommands   `cmd:"" help:"List the events that a subscription could not have handled, deliver them again, or give them up."`
 	Events        eventsCommands        `cmd:"" help:"List the stored Stripe events, show one, or convert some again."`
 	Backfill      backfillCommand       `cmd:"" help:"Ask Stripe for events that were missed, and store them."`
+	Erase         eraseCommand          `cmd:"" help:"Erase, for good, what is stored about orders or customers."`
 	Tokens        tokensCommands        `cmd:"" help:"Make tokens for those who may use the gateway."`
 	Version       versionCommand        `cmd:"" help:"Print the version."`
 }

@@ -36,6 +36,9 @@ const readBytes = 1 << 20
 // answers for at most 1,024 subjects at once.
 const listWindow = 500
 
+// scanBatch is how many events ScanOrders reads at a time.
+const scanBatch = 500
+
 // eventIDField is the number of OrderEvent.id.
 const eventIDField = 1
 
@@ -386,6 +389,34 @@ func (l *Log) ReadOrders(ctx context.Context, after uint64, limit int) (records 
 		return records, records[len(records)-1].Sequence, nil
 	}
 	return records, frontier, nil
+}
+
+// ScanOrders hands the durable events behind the sequence after, up to last, to
+// each, in batches and in their order; next is the sequence up to which all were
+// handed over. What is no longer kept it leaves out.
+func (l *Log) ScanOrders(ctx context.Context, after, last uint64, each func(records []*OrderRecord, next uint64) error) error {
+	for after < last {
+		records, next, err := l.ReadOrders(ctx, after, scanBatch)
+		if errors.Is(err, ErrExpired) {
+			state, err := l.OrdersState(ctx)
+			if err != nil {
+				return err
+			}
+			after = state.First - 1
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if err := each(slices.DeleteFunc(records, func(r *OrderRecord) bool { return r.Sequence > last }), min(next, last)); err != nil {
+			return err
+		}
+		if next == after { // the log ends before last
+			return nil
+		}
+		after = next
+	}
+	return nil
 }
 
 // cutBehind leaves the records up to the frontier, and says whether that was

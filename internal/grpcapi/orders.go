@@ -10,6 +10,7 @@ import (
 	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
 	"github.com/ordergate/ordergate/internal/eventlog"
 	"github.com/ordergate/ordergate/internal/pipeline"
+	"github.com/ordergate/ordergate/internal/subscription"
 )
 
 const (
@@ -28,8 +29,9 @@ const (
 // the pipeline, the only writer of orders, do what operators ask for.
 type orderService struct {
 	ordergatev1.UnimplementedOrderServiceServer
-	log      *eventlog.Log
-	pipeline *pipeline.Pipeline
+	log           *eventlog.Log
+	pipeline      *pipeline.Pipeline
+	subscriptions *subscription.Manager
 	// draining ends when open streams are to end.
 	draining context.Context
 }

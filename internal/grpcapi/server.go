@@ -80,7 +80,7 @@ func New(log *eventlog.Log, pipeline *pipeline.Pipeline, subscriptions *subscrip
 		grpc.ChainUnaryInterceptor(guard.unary),
 		grpc.ChainStreamInterceptor(guard.stream),
 	)
-	ordergatev1.RegisterOrderServiceServer(s.grpc, &orderService{log: log, pipeline: pipeline, draining: s.draining})
+	ordergatev1.RegisterOrderServiceServer(s.grpc, &orderService{log: log, pipeline: pipeline, subscriptions: subscriptions, draining: s.draining})
 	ordergatev1.RegisterEventServiceServer(s.grpc, &eventService{log: log, pipeline: pipeline, draining: s.draining, logger: logger})
 	ordergatev1.RegisterSubscriptionServiceServer(s.grpc, &subscriptionService{log: log, subscriptions: subscriptions, drains: s.drains, logger: logger})
 	healthv1.RegisterHealthServer(s.grpc, s.health)

@@ -90,7 +90,7 @@ func (p *Pipeline) lineItems(ctx context.Context, r *result) (orders.LineItems, 
 	if err != nil {
 		return orders.LineItems{}, err
 	}
-	if current.GetLineItemsState() == ordergatev1.LineItemsState_LINE_ITEMS_STATE_COMPLETE {
+	if current.GetLineItemsState() == ordergatev1.LineItemsState_LINE_ITEMS_STATE_COMPLETE || orders.Erased(current) {
 		return orders.LineItems{}, nil
 	}
 	deadline := r.stored.StoreTime.Add(p.ItemsDeadline)

@@ -191,7 +191,7 @@ func (p *Pipeline) applyParked(ctx context.Context, r *result, id, key string) e
 // for goes last: a note without its event is cleaned up later, an event without
 // its note would stay parked.
 func (p *Pipeline) unpark(ctx context.Context, id string, parked Parked) error {
-	if err := p.Log.Bucket(eventlog.ParkedEvents).Delete(ctx, id); err != nil {
+	if err := p.Log.Bucket(eventlog.ParkedEvents).Erase(ctx, id); err != nil {
 		return err
 	}
 	return p.stopWaiting(ctx, id, parked.Waits...)

@@ -259,6 +259,9 @@ func (r *result) family() string {
 
 // read decodes an event; a panic in the decoding is an error of that event.
 func (p *Pipeline) read(r *result) {
+	if r.stored.Erased {
+		return
+	}
 	r.err = guard(func() (err error) {
 		r.event, err = orders.Parse(r.stored.Body, p.Sources)
 		return err
@@ -267,6 +270,10 @@ func (p *Pipeline) read(r *result) {
 
 // convert applies one event, and decides what becomes of it.
 func (p *Pipeline) convert(ctx context.Context, r *result) {
+	if r.stored.Erased {
+		r.outcome = Erased
+		return
+	}
 	if r.event == nil { // what cannot be read now never can
 		p.park(ctx, r, Failed)
 		return
@@ -320,8 +327,15 @@ func (p *Pipeline) apply(ctx context.Context, r *result) error {
 		if current == nil && r.event.OrderID() != orderID {
 			return nil, errUnmatched // it only adds to an order that is still to come
 		}
+		if orders.Erased(current) {
+			return nil, errErased
+		}
 		return orders.Apply(current, r.event, items)
 	})
+	if errors.Is(err, errErased) {
+		p.eraseLate(r)
+		return nil
+	}
 	if err != nil {
 		return err
 	}

@@ -25,6 +25,7 @@ import (
 // rig is a pipeline on a real log.
 type rig struct {
 	t        *testing.T
+	dir      string
 	log      *eventlog.Log
 	pipeline *Pipeline
 	lines    *lockedBuffer
@@ -58,14 +59,15 @@ func newRig(t *testing.T, sync func() error) *rig {
 			t.Log(lines)
 		}
 	})
-	log, err := eventlog.Open(t.Context(), eventlog.Config{Dir: t.TempDir(), MaxEventBytes: 1 << 20, Logger: logger, Sync: sync})
+	dir := t.TempDir()
+	log, err := eventlog.Open(t.Context(), eventlog.Config{Dir: dir, MaxEventBytes: 1 << 20, Logger: logger, Sync: sync})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { log.Close() })
 	metrics := prometheus.NewRegistry()
 	pipeline := New(Config{Log: log, Sources: orders.DefaultSources(), Logger: logger, Metrics: metrics})
-	return &rig{t, log, pipeline, lines, metrics}
+	return &rig{t, dir, log, pipeline, lines, metrics}
 }
 
 func (r *rig) deadline() context.Context {
@@ -117,8 +119,11 @@ func (r *rig) run(n uint64) {
 // changes lists all durable order events in short.
 func (r *rig) changes() (ids []string) {
 	r.t.Helper()
-	var after uint64
-	for {
+	state, err := r.log.OrdersState(r.deadline())
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	for after := state.First - 1; ; {
 		records, next, err := r.log.ReadOrders(r.deadline(), after, 100)
 		if err != nil {
 			r.t.Fatal(err)

@@ -18,7 +18,7 @@ const historyPage = 200
 
 // Status is what became of an event.
 type Status struct {
-	// Outcome is CONVERTED, IGNORED, UNMATCHED, FAILED or PENDING. An event that
+	// Outcome is CONVERTED, IGNORED, UNMATCHED, FAILED, ERASED or PENDING. An event that
 	// told its order nothing new is CONVERTED too.
 	Outcome Outcome
 	// Type is the event's type; empty when it cannot be read.
@@ -35,6 +35,10 @@ func (p *Pipeline) StatusOf(ctx context.Context, stored *eventlog.StoredEvent, c
 	r := &result{stored: stored}
 	p.read(r)
 	status := Status{Type: r.eventType()}
+	if stored.Erased {
+		status.Outcome = Erased
+		return status, nil
+	}
 	parked, err := p.ParkedEvent(ctx, stored.ID)
 	switch {
 	case err == nil:
@@ -138,6 +142,9 @@ func (p *Pipeline) reprocessParked(ctx context.Context, stored *eventlog.StoredE
 
 // rebuild makes the order of a converted event anew.
 func (p *Pipeline) rebuild(ctx context.Context, stored *eventlog.StoredEvent) (*ordergatev1.Order, error) {
+	if stored.Erased {
+		return nil, nil
+	}
 	event, err := orders.Parse(stored.Body, p.Sources)
 	if err != nil || event.Ignored() {
 		return nil, nil // an event that is still pending is the pipeline's
@@ -182,7 +189,7 @@ func (p *Pipeline) history(ctx context.Context, orderID, except string) ([]*orde
 		}
 		seen[id] = true
 		stored, err := p.Log.InboxEvent(ctx, id)
-		if errors.Is(err, eventlog.ErrNotFound) {
+		if errors.Is(err, eventlog.ErrNotFound) || err == nil && stored.Erased {
 			return fmt.Errorf("%w: its event %s is no longer kept", orders.ErrIncomplete, id)
 		}
 		if err != nil {
@@ -210,6 +217,17 @@ func (p *Pipeline) changedBy(ctx context.Context, orderID, eventID string) (chan
 // eachSource calls visit with the Stripe event behind each change of an order;
 // empty for a change that no event made.
 func (p *Pipeline) eachSource(ctx context.Context, orderID string, visit func(eventID string) error) error {
+	return p.eachRecord(ctx, orderID, func(record *eventlog.OrderRecord) error {
+		event, err := record.Event()
+		if err != nil {
+			return err
+		}
+		return visit(event.GetSourceEventId())
+	})
+}
+
+// eachRecord calls visit with each event of an order.
+func (p *Pipeline) eachRecord(ctx context.Context, orderID string, visit func(*eventlog.OrderRecord) error) error {
 	for after := uint64(0); ; {
 		records, err := p.Log.OrderEvents(ctx, orderID, after, historyPage)
 		if err != nil || len(records) == 0 {
@@ -217,11 +235,7 @@ func (p *Pipeline) eachSource(ctx context.Context, orderID string, visit func(ev
 		}
 		for _, record := range records {
 			after = record.Sequence
-			event, err := record.Event()
-			if err != nil {
-				return err
-			}
-			if err := visit(event.GetSourceEventId()); err != nil {
+			if err := visit(record); err != nil {
 				return err
 			}
 		}

@@ -22,6 +22,15 @@ func referenceKey(e *orders.Event, r orders.Reference) string {
 	return mode(e.Livemode) + "." + account + "." + string(r.Kind) + "." + r.ID
 }
 
+// splitReferenceKey returns what a reference is to.
+func splitReferenceKey(key string) (kind orders.ReferenceKind, id string) {
+	parts := strings.Split(key, ".")
+	if len(parts) < 2 {
+		return "", ""
+	}
+	return orders.ReferenceKind(parts[len(parts)-2]), parts[len(parts)-1]
+}
+
 func referenceKeys(e *orders.Event) []string {
 	var keys []string
 	for _, r := range e.References() {
@@ -64,13 +73,18 @@ func (p *Pipeline) orderOf(ctx context.Context, r *result) (orderID string, err 
 // owner returns the order that one of an event's references points to, the best
 // reference first, or eventlog.ErrNotFound.
 func (p *Pipeline) owner(ctx context.Context, e *orders.Event) (string, error) {
-	for _, key := range referenceKeys(e) {
+	keys := referenceKeys(e)
+	for _, key := range keys {
 		owner, err := p.Log.Bucket(eventlog.References).Get(ctx, key)
 		if !errors.Is(err, eventlog.ErrNotFound) {
 			return string(owner), err
 		}
 	}
-	return "", fmt.Errorf("%s: %w", e.Type, eventlog.ErrNotFound)
+	owner, err := p.erasedOwner(ctx, keys)
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", e.Type, err)
+	}
+	return owner, nil
 }
 
 // claim settles whose sale it is that a PaymentIntent or a subscription's first

@@ -397,27 +397,14 @@ const noLongerKept = "an event that was not acknowledged is no longer kept, by i
 // be. An order of which an event is gone may have been erased, and it is not known
 // any more which one that was.
 func (s *Subscription) restoreTombstones(ctx context.Context, from uint64) error {
-	for after := from - 1; after < s.q.position; {
-		records, next, err := s.log.ReadOrders(ctx, after, readBatch)
-		if errors.Is(err, eventlog.ErrExpired) {
-			state, err := s.log.OrdersState(ctx)
-			if err != nil {
-				return err
-			}
-			after = state.First - 1
-			continue
-		}
-		if err != nil {
-			return err
-		}
+	return s.log.ScanOrders(ctx, from-1, s.q.position, func(records []*eventlog.OrderRecord, _ uint64) error {
 		for _, r := range records {
 			if wanted, err := r.Matches(s.q.settings.GetFilter()); err == nil && wanted {
 				s.q.restoreTombstone(r)
 			}
 		}
-		after = next
-	}
-	return nil
+		return nil
+	})
 }
 
 // Erase has every subscription drop what it has of an order before its tombstone,
@@ -465,7 +452,7 @@ func (q *queue) restoreHead(order string, h head, next uint64, stored time.Time)
 // restoreTombstone has an event delivered that is a tombstone, unless what is known
 // of its order leads there.
 func (q *queue) restoreTombstone(r *eventlog.OrderRecord) {
-	if r.Kind == ordergatev1.OrderEventKind_ORDER_EVENT_KIND_ERASED && r.Sequence <= q.position && q.lanes[r.OrderID] == nil {
+	if r.Kind == ordergatev1.OrderEventKind_ORDER_EVENT_KIND_ERASED && q.lanes[r.OrderID] == nil {
 		q.restoreHead(r.OrderID, head{sequence: r.Sequence}, 0, r.Time)
 	}
 }

@@ -403,7 +403,7 @@ func (s *Subscription) readOn(ctx context.Context, epoch, position uint64, want 
 		if stateErr != nil {
 			return stateErr
 		}
-		s.logger.Error("events were removed by their age before the subscription had them; going on with the oldest that are kept",
+		s.logger.Error("events were removed, by their age or because their orders were erased, before the subscription had them; going on with the oldest that are kept",
 			"from", position+1, "to", state.First-1)
 		records, next, err = nil, state.First-1, nil
 	}

@@ -26,8 +26,8 @@ func NewLogger(w io.Writer, format, level string) *slog.Logger {
 	return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: threshold}))
 }
 
-// IsTerminal reports whether a person reads what is written to w as it comes.
-func IsTerminal(w io.Writer) bool {
-	f, ok := w.(*os.File)
+// IsTerminal reports whether a person is at the other end of a reader or writer.
+func IsTerminal(end any) bool {
+	f, ok := end.(*os.File)
 	return ok && isatty.IsTerminal(f.Fd())
 }

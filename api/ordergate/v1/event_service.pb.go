@@ -42,6 +42,9 @@ const (
 	EventOutcome_EVENT_OUTCOME_FAILED EventOutcome = 4
 	// It has not been dealt with yet.
 	EventOutcome_EVENT_OUTCOME_PENDING EventOutcome = 5
+	// It was erased (OrderService.EraseOrders): what is left of its body is the
+	// envelope.
+	EventOutcome_EVENT_OUTCOME_ERASED EventOutcome = 6
 )
 
 // Enum value maps for EventOutcome.
@@ -53,6 +56,7 @@ var (
 		3: "EVENT_OUTCOME_UNMATCHED",
 		4: "EVENT_OUTCOME_FAILED",
 		5: "EVENT_OUTCOME_PENDING",
+		6: "EVENT_OUTCOME_ERASED",
 	}
 	EventOutcome_value = map[string]int32{
 		"EVENT_OUTCOME_UNSPECIFIED": 0,
@@ -61,6 +65,7 @@ var (
 		"EVENT_OUTCOME_UNMATCHED":   3,
 		"EVENT_OUTCOME_FAILED":      4,
 		"EVENT_OUTCOME_PENDING":     5,
+		"EVENT_OUTCOME_ERASED":      6,
 	}
 )
 
@@ -1052,14 +1057,15 @@ const file_ordergate_v1_event_service_proto_rawDesc = "" +
 	"\x06listed\x18\x04 \x01(\x03R\x06listed\x12\x18\n" +
 	"\amissing\x18\x05 \x01(\x03R\amissing\x12\x1c\n" +
 	"\trecovered\x18\x06 \x01(\x03R\trecovered\x12\x12\n" +
-	"\x04done\x18\a \x01(\bR\x04done*\xb7\x01\n" +
+	"\x04done\x18\a \x01(\bR\x04done*\xd1\x01\n" +
 	"\fEventOutcome\x12\x1d\n" +
 	"\x19EVENT_OUTCOME_UNSPECIFIED\x10\x00\x12\x1b\n" +
 	"\x17EVENT_OUTCOME_CONVERTED\x10\x01\x12\x19\n" +
 	"\x15EVENT_OUTCOME_IGNORED\x10\x02\x12\x1b\n" +
 	"\x17EVENT_OUTCOME_UNMATCHED\x10\x03\x12\x18\n" +
 	"\x14EVENT_OUTCOME_FAILED\x10\x04\x12\x19\n" +
-	"\x15EVENT_OUTCOME_PENDING\x10\x052\xd9\x02\n" +
+	"\x15EVENT_OUTCOME_PENDING\x10\x05\x12\x18\n" +
+	"\x14EVENT_OUTCOME_ERASED\x10\x062\xd9\x02\n" +
 	"\fEventService\x12O\n" +
 	"\n" +
 	"ListEvents\x12\x1f.ordergate.v1.ListEventsRequest\x1a .ordergate.v1.ListEventsResponse\x12I\n" +

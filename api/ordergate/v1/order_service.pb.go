@@ -25,6 +25,194 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// EraseOrdersRequest says whose data is to be erased: give `order_ids`,
+// `customers`, or both.
+type EraseOrdersRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// These orders: 100 at most.
+	OrderIds []string `protobuf:"bytes,1,rep,name=order_ids,json=orderIds,proto3" json:"order_ids,omitempty"`
+	// The orders and Stripe events of these customers, each a Stripe Customer id
+	// (`cus_…`), or an e-mail address, which finds guests too and is compared
+	// without regard to case: 10 at most.
+	Customers []string `protobuf:"bytes,2,rep,name=customers,proto3" json:"customers,omitempty"`
+	// True: say what would be erased, and erase nothing.
+	DryRun        bool `protobuf:"varint,3,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EraseOrdersRequest) Reset() {
+	*x = EraseOrdersRequest{}
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EraseOrdersRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EraseOrdersRequest) ProtoMessage() {}
+
+func (x *EraseOrdersRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EraseOrdersRequest.ProtoReflect.Descriptor instead.
+func (*EraseOrdersRequest) Descriptor() ([]byte, []int) {
+	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *EraseOrdersRequest) GetOrderIds() []string {
+	if x != nil {
+		return x.OrderIds
+	}
+	return nil
+}
+
+func (x *EraseOrdersRequest) GetCustomers() []string {
+	if x != nil {
+		return x.Customers
+	}
+	return nil
+}
+
+func (x *EraseOrdersRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+// EraseOrdersResponse says what was found and erased so far (with `dry_run`:
+// found).
+type EraseOrdersResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many stored order events and Stripe events were looked at.
+	Examined int64 `protobuf:"varint,1,opt,name=examined,proto3" json:"examined,omitempty"`
+	// How many there are to be looked at.
+	Total int64 `protobuf:"varint,2,opt,name=total,proto3" json:"total,omitempty"`
+	// How many orders.
+	Orders int64 `protobuf:"varint,3,opt,name=orders,proto3" json:"orders,omitempty"`
+	// How many events of these orders.
+	OrderEvents int64 `protobuf:"varint,4,opt,name=order_events,json=orderEvents,proto3" json:"order_events,omitempty"`
+	// How many Stripe events, parked ones too.
+	StripeEvents int64 `protobuf:"varint,5,opt,name=stripe_events,json=stripeEvents,proto3" json:"stripe_events,omitempty"`
+	// How many Stripe objects that point to the orders (payments, invoices).
+	References int64 `protobuf:"varint,6,opt,name=references,proto3" json:"references,omitempty"`
+	// True in the last message.
+	Done bool `protobuf:"varint,7,opt,name=done,proto3" json:"done,omitempty"`
+	// The ids of the orders, the first 1000 of them. In the last message only.
+	OrderIds []string `protobuf:"bytes,8,rep,name=order_ids,json=orderIds,proto3" json:"order_ids,omitempty"`
+	// How many such Stripe events are not converted yet, and were left: an order
+	// may come of them. Those about the erased orders are erased as soon as they
+	// are converted; for others, call again.
+	PendingEvents int64 `protobuf:"varint,9,opt,name=pending_events,json=pendingEvents,proto3" json:"pending_events,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EraseOrdersResponse) Reset() {
+	*x = EraseOrdersResponse{}
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EraseOrdersResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EraseOrdersResponse) ProtoMessage() {}
+
+func (x *EraseOrdersResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EraseOrdersResponse.ProtoReflect.Descriptor instead.
+func (*EraseOrdersResponse) Descriptor() ([]byte, []int) {
+	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *EraseOrdersResponse) GetExamined() int64 {
+	if x != nil {
+		return x.Examined
+	}
+	return 0
+}
+
+func (x *EraseOrdersResponse) GetTotal() int64 {
+	if x != nil {
+		return x.Total
+	}
+	return 0
+}
+
+func (x *EraseOrdersResponse) GetOrders() int64 {
+	if x != nil {
+		return x.Orders
+	}
+	return 0
+}
+
+func (x *EraseOrdersResponse) GetOrderEvents() int64 {
+	if x != nil {
+		return x.OrderEvents
+	}
+	return 0
+}
+
+func (x *EraseOrdersResponse) GetStripeEvents() int64 {
+	if x != nil {
+		return x.StripeEvents
+	}
+	return 0
+}
+
+func (x *EraseOrdersResponse) GetReferences() int64 {
+	if x != nil {
+		return x.References
+	}
+	return 0
+}
+
+func (x *EraseOrdersResponse) GetDone() bool {
+	if x != nil {
+		return x.Done
+	}
+	return false
+}
+
+func (x *EraseOrdersResponse) GetOrderIds() []string {
+	if x != nil {
+		return x.OrderIds
+	}
+	return nil
+}
+
+func (x *EraseOrdersResponse) GetPendingEvents() int64 {
+	if x != nil {
+		return x.PendingEvents
+	}
+	return 0
+}
+
 // GetOrderRequest asks for one order.
 type GetOrderRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -36,7 +224,7 @@ type GetOrderRequest struct {
 
 func (x *GetOrderRequest) Reset() {
 	*x = GetOrderRequest{}
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[0]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -48,7 +236,7 @@ func (x *GetOrderRequest) String() string {
 func (*GetOrderRequest) ProtoMessage() {}
 
 func (x *GetOrderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[0]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -61,7 +249,7 @@ func (x *GetOrderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetOrderRequest.ProtoReflect.Descriptor instead.
 func (*GetOrderRequest) Descriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{0}
+	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *GetOrderRequest) GetOrderId() string {
@@ -82,7 +270,7 @@ type GetOrderResponse struct {
 
 func (x *GetOrderResponse) Reset() {
 	*x = GetOrderResponse{}
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[1]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -94,7 +282,7 @@ func (x *GetOrderResponse) String() string {
 func (*GetOrderResponse) ProtoMessage() {}
 
 func (x *GetOrderResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[1]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -107,7 +295,7 @@ func (x *GetOrderResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetOrderResponse.ProtoReflect.Descriptor instead.
 func (*GetOrderResponse) Descriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{1}
+	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *GetOrderResponse) GetOrder() *Order {
@@ -131,7 +319,7 @@ type HoldOrderRequest struct {
 
 func (x *HoldOrderRequest) Reset() {
 	*x = HoldOrderRequest{}
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[2]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -143,7 +331,7 @@ func (x *HoldOrderRequest) String() string {
 func (*HoldOrderRequest) ProtoMessage() {}
 
 func (x *HoldOrderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[2]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -156,7 +344,7 @@ func (x *HoldOrderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldOrderRequest.ProtoReflect.Descriptor instead.
 func (*HoldOrderRequest) Descriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{2}
+	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *HoldOrderRequest) GetOrderId() string {
@@ -184,7 +372,7 @@ type HoldOrderResponse struct {
 
 func (x *HoldOrderResponse) Reset() {
 	*x = HoldOrderResponse{}
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[3]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -196,7 +384,7 @@ func (x *HoldOrderResponse) String() string {
 func (*HoldOrderResponse) ProtoMessage() {}
 
 func (x *HoldOrderResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[3]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -209,7 +397,7 @@ func (x *HoldOrderResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldOrderResponse.ProtoReflect.Descriptor instead.
 func (*HoldOrderResponse) Descriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{3}
+	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *HoldOrderResponse) GetOrder() *Order {
@@ -233,7 +421,7 @@ type ReleaseOrderRequest struct {
 
 func (x *ReleaseOrderRequest) Reset() {
 	*x = ReleaseOrderRequest{}
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[4]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -245,7 +433,7 @@ func (x *ReleaseOrderRequest) String() string {
 func (*ReleaseOrderRequest) ProtoMessage() {}
 
 func (x *ReleaseOrderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[4]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -258,7 +446,7 @@ func (x *ReleaseOrderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseOrderRequest.ProtoReflect.Descriptor instead.
 func (*ReleaseOrderRequest) Descriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{4}
+	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ReleaseOrderRequest) GetOrderId() string {
@@ -286,7 +474,7 @@ type ReleaseOrderResponse struct {
 
 func (x *ReleaseOrderResponse) Reset() {
 	*x = ReleaseOrderResponse{}
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[5]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -298,7 +486,7 @@ func (x *ReleaseOrderResponse) String() string {
 func (*ReleaseOrderResponse) ProtoMessage() {}
 
 func (x *ReleaseOrderResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[5]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -311,7 +499,7 @@ func (x *ReleaseOrderResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseOrderResponse.ProtoReflect.Descriptor instead.
 func (*ReleaseOrderResponse) Descriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{5}
+	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ReleaseOrderResponse) GetOrder() *Order {
@@ -337,7 +525,7 @@ type OrderFilter struct {
 
 func (x *OrderFilter) Reset() {
 	*x = OrderFilter{}
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[6]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -349,7 +537,7 @@ func (x *OrderFilter) String() string {
 func (*OrderFilter) ProtoMessage() {}
 
 func (x *OrderFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[6]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -362,7 +550,7 @@ func (x *OrderFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OrderFilter.ProtoReflect.Descriptor instead.
 func (*OrderFilter) Descriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{6}
+	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *OrderFilter) GetLivemode() bool {
@@ -403,7 +591,7 @@ type ListOrdersRequest struct {
 
 func (x *ListOrdersRequest) Reset() {
 	*x = ListOrdersRequest{}
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[7]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -415,7 +603,7 @@ func (x *ListOrdersRequest) String() string {
 func (*ListOrdersRequest) ProtoMessage() {}
 
 func (x *ListOrdersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[7]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -428,7 +616,7 @@ func (x *ListOrdersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOrdersRequest.ProtoReflect.Descriptor instead.
 func (*ListOrdersRequest) Descriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{7}
+	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ListOrdersRequest) GetPageSize() int32 {
@@ -465,7 +653,7 @@ type ListOrdersResponse struct {
 
 func (x *ListOrdersResponse) Reset() {
 	*x = ListOrdersResponse{}
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[8]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -477,7 +665,7 @@ func (x *ListOrdersResponse) String() string {
 func (*ListOrdersResponse) ProtoMessage() {}
 
 func (x *ListOrdersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[8]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -490,7 +678,7 @@ func (x *ListOrdersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOrdersResponse.ProtoReflect.Descriptor instead.
 func (*ListOrdersResponse) Descriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{8}
+	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ListOrdersResponse) GetOrders() []*Order {
@@ -522,7 +710,7 @@ type ListOrderEventsRequest struct {
 
 func (x *ListOrderEventsRequest) Reset() {
 	*x = ListOrderEventsRequest{}
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[9]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -534,7 +722,7 @@ func (x *ListOrderEventsRequest) String() string {
 func (*ListOrderEventsRequest) ProtoMessage() {}
 
 func (x *ListOrderEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[9]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -547,7 +735,7 @@ func (x *ListOrderEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOrderEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListOrderEventsRequest) Descriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{9}
+	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ListOrderEventsRequest) GetOrderId() string {
@@ -584,7 +772,7 @@ type ListOrderEventsResponse struct {
 
 func (x *ListOrderEventsResponse) Reset() {
 	*x = ListOrderEventsResponse{}
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[10]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -596,7 +784,7 @@ func (x *ListOrderEventsResponse) String() string {
 func (*ListOrderEventsResponse) ProtoMessage() {}
 
 func (x *ListOrderEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[10]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -609,7 +797,7 @@ func (x *ListOrderEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOrderEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListOrderEventsResponse) Descriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{10}
+	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ListOrderEventsResponse) GetEvents() []*OrderEvent {
@@ -640,11 +828,12 @@ type OrderEventFilter struct {
 	// string in the list stands for the platform's own sales.
 	Accounts []string `protobuf:"bytes,4,rep,name=accounts,proto3" json:"accounts,omitempty"`
 	// Only orders that go to these countries (ISO 3166-1 alpha-2, upper case):
-	// 300 at most. Orders without a readable address do not match.
+	// 300 at most. Orders without a readable address do not match; the tombstone
+	// of an erased order (ERASED), which has none any more, does.
 	ShipToCountries []string `protobuf:"bytes,5,rep,name=ship_to_countries,json=shipToCountries,proto3" json:"ship_to_countries,omitempty"`
 	// Only orders whose metadata has each of these keys with exactly this value:
 	// 16 at most. The one condition for which the gateway has to read the event
-	// itself.
+	// itself. The tombstone of an erased order (ERASED) matches.
 	Metadata      map[string]string `protobuf:"bytes,6,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -652,7 +841,7 @@ type OrderEventFilter struct {
 
 func (x *OrderEventFilter) Reset() {
 	*x = OrderEventFilter{}
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[11]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -664,7 +853,7 @@ func (x *OrderEventFilter) String() string {
 func (*OrderEventFilter) ProtoMessage() {}
 
 func (x *OrderEventFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[11]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -677,7 +866,7 @@ func (x *OrderEventFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OrderEventFilter.ProtoReflect.Descriptor instead.
 func (*OrderEventFilter) Descriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{11}
+	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *OrderEventFilter) GetKinds() []OrderEventKind {
@@ -744,7 +933,7 @@ type WatchOrdersRequest struct {
 
 func (x *WatchOrdersRequest) Reset() {
 	*x = WatchOrdersRequest{}
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[12]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -756,7 +945,7 @@ func (x *WatchOrdersRequest) String() string {
 func (*WatchOrdersRequest) ProtoMessage() {}
 
 func (x *WatchOrdersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[12]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -769,7 +958,7 @@ func (x *WatchOrdersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchOrdersRequest.ProtoReflect.Descriptor instead.
 func (*WatchOrdersRequest) Descriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{12}
+	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *WatchOrdersRequest) GetStart() isWatchOrdersRequest_Start {
@@ -868,7 +1057,7 @@ type WatchOrdersResponse struct {
 
 func (x *WatchOrdersResponse) Reset() {
 	*x = WatchOrdersResponse{}
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[13]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -880,7 +1069,7 @@ func (x *WatchOrdersResponse) String() string {
 func (*WatchOrdersResponse) ProtoMessage() {}
 
 func (x *WatchOrdersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[13]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -893,7 +1082,7 @@ func (x *WatchOrdersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchOrdersResponse.ProtoReflect.Descriptor instead.
 func (*WatchOrdersResponse) Descriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{13}
+	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *WatchOrdersResponse) GetPayload() isWatchOrdersResponse_Payload {
@@ -974,7 +1163,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[14]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -986,7 +1175,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[14]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -999,7 +1188,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{14}
+	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Heartbeat) GetTime() *timestamppb.Timestamp {
@@ -1018,7 +1207,7 @@ type CaughtUp struct {
 
 func (x *CaughtUp) Reset() {
 	*x = CaughtUp{}
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[15]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1030,7 +1219,7 @@ func (x *CaughtUp) String() string {
 func (*CaughtUp) ProtoMessage() {}
 
 func (x *CaughtUp) ProtoReflect() protoreflect.Message {
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[15]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1043,14 +1232,30 @@ func (x *CaughtUp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CaughtUp.ProtoReflect.Descriptor instead.
 func (*CaughtUp) Descriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{15}
+	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{17}
 }
 
 var File_ordergate_v1_order_service_proto protoreflect.FileDescriptor
 
 const file_ordergate_v1_order_service_proto_rawDesc = "" +
 	"\n" +
-	" ordergate/v1/order_service.proto\x12\fordergate.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18ordergate/v1/order.proto\",\n" +
+	" ordergate/v1/order_service.proto\x12\fordergate.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18ordergate/v1/order.proto\"h\n" +
+	"\x12EraseOrdersRequest\x12\x1b\n" +
+	"\torder_ids\x18\x01 \x03(\tR\borderIds\x12\x1c\n" +
+	"\tcustomers\x18\x02 \x03(\tR\tcustomers\x12\x17\n" +
+	"\adry_run\x18\x03 \x01(\bR\x06dryRun\"\x9f\x02\n" +
+	"\x13EraseOrdersResponse\x12\x1a\n" +
+	"\bexamined\x18\x01 \x01(\x03R\bexamined\x12\x14\n" +
+	"\x05total\x18\x02 \x01(\x03R\x05total\x12\x16\n" +
+	"\x06orders\x18\x03 \x01(\x03R\x06orders\x12!\n" +
+	"\forder_events\x18\x04 \x01(\x03R\vorderEvents\x12#\n" +
+	"\rstripe_events\x18\x05 \x01(\x03R\fstripeEvents\x12\x1e\n" +
+	"\n" +
+	"references\x18\x06 \x01(\x03R\n" +
+	"references\x12\x12\n" +
+	"\x04done\x18\a \x01(\bR\x04done\x12\x1b\n" +
+	"\torder_ids\x18\b \x03(\tR\borderIds\x12%\n" +
+	"\x0epending_events\x18\t \x01(\x03R\rpendingEvents\",\n" +
 	"\x0fGetOrderRequest\x12\x19\n" +
 	"\border_id\x18\x01 \x01(\tR\aorderId\"=\n" +
 	"\x10GetOrderResponse\x12)\n" +
@@ -1116,7 +1321,7 @@ const file_ordergate_v1_order_service_proto_rawDesc = "" +
 	"\tHeartbeat\x12.\n" +
 	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\"\n" +
 	"\n" +
-	"\bCaughtUp2\x85\x04\n" +
+	"\bCaughtUp2\xdb\x04\n" +
 	"\fOrderService\x12I\n" +
 	"\bGetOrder\x12\x1d.ordergate.v1.GetOrderRequest\x1a\x1e.ordergate.v1.GetOrderResponse\x12O\n" +
 	"\n" +
@@ -1124,7 +1329,8 @@ const file_ordergate_v1_order_service_proto_rawDesc = "" +
 	"\x0fListOrderEvents\x12$.ordergate.v1.ListOrderEventsRequest\x1a%.ordergate.v1.ListOrderEventsResponse\x12T\n" +
 	"\vWatchOrders\x12 .ordergate.v1.WatchOrdersRequest\x1a!.ordergate.v1.WatchOrdersResponse0\x01\x12L\n" +
 	"\tHoldOrder\x12\x1e.ordergate.v1.HoldOrderRequest\x1a\x1f.ordergate.v1.HoldOrderResponse\x12U\n" +
-	"\fReleaseOrder\x12!.ordergate.v1.ReleaseOrderRequest\x1a\".ordergate.v1.ReleaseOrderResponseB=Z;github.com/ordergate/ordergate/api/ordergate/v1;ordergatev1b\x06proto3"
+	"\fReleaseOrder\x12!.ordergate.v1.ReleaseOrderRequest\x1a\".ordergate.v1.ReleaseOrderResponse\x12T\n" +
+	"\vEraseOrders\x12 .ordergate.v1.EraseOrdersRequest\x1a!.ordergate.v1.EraseOrdersResponse0\x01B=Z;github.com/ordergate/ordergate/api/ordergate/v1;ordergatev1b\x06proto3"
 
 var (
 	file_ordergate_v1_order_service_proto_rawDescOnce sync.Once
@@ -1138,65 +1344,69 @@ func file_ordergate_v1_order_service_proto_rawDescGZIP() []byte {
 	return file_ordergate_v1_order_service_proto_rawDescData
 }
 
-var file_ordergate_v1_order_service_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_ordergate_v1_order_service_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_ordergate_v1_order_service_proto_goTypes = []any{
-	(*GetOrderRequest)(nil),         // 0: ordergate.v1.GetOrderRequest
-	(*GetOrderResponse)(nil),        // 1: ordergate.v1.GetOrderResponse
-	(*HoldOrderRequest)(nil),        // 2: ordergate.v1.HoldOrderRequest
-	(*HoldOrderResponse)(nil),       // 3: ordergate.v1.HoldOrderResponse
-	(*ReleaseOrderRequest)(nil),     // 4: ordergate.v1.ReleaseOrderRequest
-	(*ReleaseOrderResponse)(nil),    // 5: ordergate.v1.ReleaseOrderResponse
-	(*OrderFilter)(nil),             // 6: ordergate.v1.OrderFilter
-	(*ListOrdersRequest)(nil),       // 7: ordergate.v1.ListOrdersRequest
-	(*ListOrdersResponse)(nil),      // 8: ordergate.v1.ListOrdersResponse
-	(*ListOrderEventsRequest)(nil),  // 9: ordergate.v1.ListOrderEventsRequest
-	(*ListOrderEventsResponse)(nil), // 10: ordergate.v1.ListOrderEventsResponse
-	(*OrderEventFilter)(nil),        // 11: ordergate.v1.OrderEventFilter
-	(*WatchOrdersRequest)(nil),      // 12: ordergate.v1.WatchOrdersRequest
-	(*WatchOrdersResponse)(nil),     // 13: ordergate.v1.WatchOrdersResponse
-	(*Heartbeat)(nil),               // 14: ordergate.v1.Heartbeat
-	(*CaughtUp)(nil),                // 15: ordergate.v1.CaughtUp
-	nil,                             // 16: ordergate.v1.OrderEventFilter.MetadataEntry
-	(*Order)(nil),                   // 17: ordergate.v1.Order
-	(OrderStatus)(0),                // 18: ordergate.v1.OrderStatus
-	(Directive)(0),                  // 19: ordergate.v1.Directive
-	(*OrderEvent)(nil),              // 20: ordergate.v1.OrderEvent
-	(OrderEventKind)(0),             // 21: ordergate.v1.OrderEventKind
-	(*timestamppb.Timestamp)(nil),   // 22: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),     // 23: google.protobuf.Duration
+	(*EraseOrdersRequest)(nil),      // 0: ordergate.v1.EraseOrdersRequest
+	(*EraseOrdersResponse)(nil),     // 1: ordergate.v1.EraseOrdersResponse
+	(*GetOrderRequest)(nil),         // 2: ordergate.v1.GetOrderRequest
+	(*GetOrderResponse)(nil),        // 3: ordergate.v1.GetOrderResponse
+	(*HoldOrderRequest)(nil),        // 4: ordergate.v1.HoldOrderRequest
+	(*HoldOrderResponse)(nil),       // 5: ordergate.v1.HoldOrderResponse
+	(*ReleaseOrderRequest)(nil),     // 6: ordergate.v1.ReleaseOrderRequest
+	(*ReleaseOrderResponse)(nil),    // 7: ordergate.v1.ReleaseOrderResponse
+	(*OrderFilter)(nil),             // 8: ordergate.v1.OrderFilter
+	(*ListOrdersRequest)(nil),       // 9: ordergate.v1.ListOrdersRequest
+	(*ListOrdersResponse)(nil),      // 10: ordergate.v1.ListOrdersResponse
+	(*ListOrderEventsRequest)(nil),  // 11: ordergate.v1.ListOrderEventsRequest
+	(*ListOrderEventsResponse)(nil), // 12: ordergate.v1.ListOrderEventsResponse
+	(*OrderEventFilter)(nil),        // 13: ordergate.v1.OrderEventFilter
+	(*WatchOrdersRequest)(nil),      // 14: ordergate.v1.WatchOrdersRequest
+	(*WatchOrdersResponse)(nil),     // 15: ordergate.v1.WatchOrdersResponse
+	(*Heartbeat)(nil),               // 16: ordergate.v1.Heartbeat
+	(*CaughtUp)(nil),                // 17: ordergate.v1.CaughtUp
+	nil,                             // 18: ordergate.v1.OrderEventFilter.MetadataEntry
+	(*Order)(nil),                   // 19: ordergate.v1.Order
+	(OrderStatus)(0),                // 20: ordergate.v1.OrderStatus
+	(Directive)(0),                  // 21: ordergate.v1.Directive
+	(*OrderEvent)(nil),              // 22: ordergate.v1.OrderEvent
+	(OrderEventKind)(0),             // 23: ordergate.v1.OrderEventKind
+	(*timestamppb.Timestamp)(nil),   // 24: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),     // 25: google.protobuf.Duration
 }
 var file_ordergate_v1_order_service_proto_depIdxs = []int32{
-	17, // 0: ordergate.v1.GetOrderResponse.order:type_name -> ordergate.v1.Order
-	17, // 1: ordergate.v1.HoldOrderResponse.order:type_name -> ordergate.v1.Order
-	17, // 2: ordergate.v1.ReleaseOrderResponse.order:type_name -> ordergate.v1.Order
-	18, // 3: ordergate.v1.OrderFilter.statuses:type_name -> ordergate.v1.OrderStatus
-	19, // 4: ordergate.v1.OrderFilter.directives:type_name -> ordergate.v1.Directive
-	6,  // 5: ordergate.v1.ListOrdersRequest.filter:type_name -> ordergate.v1.OrderFilter
-	17, // 6: ordergate.v1.ListOrdersResponse.orders:type_name -> ordergate.v1.Order
-	20, // 7: ordergate.v1.ListOrderEventsResponse.events:type_name -> ordergate.v1.OrderEvent
-	21, // 8: ordergate.v1.OrderEventFilter.kinds:type_name -> ordergate.v1.OrderEventKind
-	16, // 9: ordergate.v1.OrderEventFilter.metadata:type_name -> ordergate.v1.OrderEventFilter.MetadataEntry
-	22, // 10: ordergate.v1.WatchOrdersRequest.start_time:type_name -> google.protobuf.Timestamp
-	11, // 11: ordergate.v1.WatchOrdersRequest.filter:type_name -> ordergate.v1.OrderEventFilter
-	23, // 12: ordergate.v1.WatchOrdersRequest.heartbeat_interval:type_name -> google.protobuf.Duration
-	20, // 13: ordergate.v1.WatchOrdersResponse.event:type_name -> ordergate.v1.OrderEvent
-	14, // 14: ordergate.v1.WatchOrdersResponse.heartbeat:type_name -> ordergate.v1.Heartbeat
-	15, // 15: ordergate.v1.WatchOrdersResponse.caught_up:type_name -> ordergate.v1.CaughtUp
-	22, // 16: ordergate.v1.Heartbeat.time:type_name -> google.protobuf.Timestamp
-	0,  // 17: ordergate.v1.OrderService.GetOrder:input_type -> ordergate.v1.GetOrderRequest
-	7,  // 18: ordergate.v1.OrderService.ListOrders:input_type -> ordergate.v1.ListOrdersRequest
-	9,  // 19: ordergate.v1.OrderService.ListOrderEvents:input_type -> ordergate.v1.ListOrderEventsRequest
-	12, // 20: ordergate.v1.OrderService.WatchOrders:input_type -> ordergate.v1.WatchOrdersRequest
-	2,  // 21: ordergate.v1.OrderService.HoldOrder:input_type -> ordergate.v1.HoldOrderRequest
-	4,  // 22: ordergate.v1.OrderService.ReleaseOrder:input_type -> ordergate.v1.ReleaseOrderRequest
-	1,  // 23: ordergate.v1.OrderService.GetOrder:output_type -> ordergate.v1.GetOrderResponse
-	8,  // 24: ordergate.v1.OrderService.ListOrders:output_type -> ordergate.v1.ListOrdersResponse
-	10, // 25: ordergate.v1.OrderService.ListOrderEvents:output_type -> ordergate.v1.ListOrderEventsResponse
-	13, // 26: ordergate.v1.OrderService.WatchOrders:output_type -> ordergate.v1.WatchOrdersResponse
-	3,  // 27: ordergate.v1.OrderService.HoldOrder:output_type -> ordergate.v1.HoldOrderResponse
-	5,  // 28: ordergate.v1.OrderService.ReleaseOrder:output_type -> ordergate.v1.ReleaseOrderResponse
-	23, // [23:29] is the sub-list for method output_type
-	17, // [17:23] is the sub-list for method input_type
+	19, // 0: ordergate.v1.GetOrderResponse.order:type_name -> ordergate.v1.Order
+	19, // 1: ordergate.v1.HoldOrderResponse.order:type_name -> ordergate.v1.Order
+	19, // 2: ordergate.v1.ReleaseOrderResponse.order:type_name -> ordergate.v1.Order
+	20, // 3: ordergate.v1.OrderFilter.statuses:type_name -> ordergate.v1.OrderStatus
+	21, // 4: ordergate.v1.OrderFilter.directives:type_name -> ordergate.v1.Directive
+	8,  // 5: ordergate.v1.ListOrdersRequest.filter:type_name -> ordergate.v1.OrderFilter
+	19, // 6: ordergate.v1.ListOrdersResponse.orders:type_name -> ordergate.v1.Order
+	22, // 7: ordergate.v1.ListOrderEventsResponse.events:type_name -> ordergate.v1.OrderEvent
+	23, // 8: ordergate.v1.OrderEventFilter.kinds:type_name -> ordergate.v1.OrderEventKind
+	18, // 9: ordergate.v1.OrderEventFilter.metadata:type_name -> ordergate.v1.OrderEventFilter.MetadataEntry
+	24, // 10: ordergate.v1.WatchOrdersRequest.start_time:type_name -> google.protobuf.Timestamp
+	13, // 11: ordergate.v1.WatchOrdersRequest.filter:type_name -> ordergate.v1.OrderEventFilter
+	25, // 12: ordergate.v1.WatchOrdersRequest.heartbeat_interval:type_name -> google.protobuf.Duration
+	22, // 13: ordergate.v1.WatchOrdersResponse.event:type_name -> ordergate.v1.OrderEvent
+	16, // 14: ordergate.v1.WatchOrdersResponse.heartbeat:type_name -> ordergate.v1.Heartbeat
+	17, // 15: ordergate.v1.WatchOrdersResponse.caught_up:type_name -> ordergate.v1.CaughtUp
+	24, // 16: ordergate.v1.Heartbeat.time:type_name -> google.protobuf.Timestamp
+	2,  // 17: ordergate.v1.OrderService.GetOrder:input_type -> ordergate.v1.GetOrderRequest
+	9,  // 18: ordergate.v1.OrderService.ListOrders:input_type -> ordergate.v1.ListOrdersRequest
+	11, // 19: ordergate.v1.OrderService.ListOrderEvents:input_type -> ordergate.v1.ListOrderEventsRequest
+	14, // 20: ordergate.v1.OrderService.WatchOrders:input_type -> ordergate.v1.WatchOrdersRequest
+	4,  // 21: ordergate.v1.OrderService.HoldOrder:input_type -> ordergate.v1.HoldOrderRequest
+	6,  // 22: ordergate.v1.OrderService.ReleaseOrder:input_type -> ordergate.v1.ReleaseOrderRequest
+	0,  // 23: ordergate.v1.OrderService.EraseOrders:input_type -> ordergate.v1.EraseOrdersRequest
+	3,  // 24: ordergate.v1.OrderService.GetOrder:output_type -> ordergate.v1.GetOrderResponse
+	10, // 25: ordergate.v1.OrderService.ListOrders:output_type -> ordergate.v1.ListOrdersResponse
+	12, // 26: ordergate.v1.OrderService.ListOrderEvents:output_type -> ordergate.v1.ListOrderEventsResponse
+	15, // 27: ordergate.v1.OrderService.WatchOrders:output_type -> ordergate.v1.WatchOrdersResponse
+	5,  // 28: ordergate.v1.OrderService.HoldOrder:output_type -> ordergate.v1.HoldOrderResponse
+	7,  // 29: ordergate.v1.OrderService.ReleaseOrder:output_type -> ordergate.v1.ReleaseOrderResponse
+	1,  // 30: ordergate.v1.OrderService.EraseOrders:output_type -> ordergate.v1.EraseOrdersResponse
+	24, // [24:31] is the sub-list for method output_type
+	17, // [17:24] is the sub-list for method input_type
 	17, // [17:17] is the sub-list for extension type_name
 	17, // [17:17] is the sub-list for extension extendee
 	0,  // [0:17] is the sub-list for field type_name
@@ -1208,14 +1418,14 @@ func file_ordergate_v1_order_service_proto_init() {
 		return
 	}
 	file_ordergate_v1_order_proto_init()
-	file_ordergate_v1_order_service_proto_msgTypes[6].OneofWrappers = []any{}
-	file_ordergate_v1_order_service_proto_msgTypes[11].OneofWrappers = []any{}
-	file_ordergate_v1_order_service_proto_msgTypes[12].OneofWrappers = []any{
+	file_ordergate_v1_order_service_proto_msgTypes[8].OneofWrappers = []any{}
+	file_ordergate_v1_order_service_proto_msgTypes[13].OneofWrappers = []any{}
+	file_ordergate_v1_order_service_proto_msgTypes[14].OneofWrappers = []any{
 		(*WatchOrdersRequest_FromBeginning)(nil),
 		(*WatchOrdersRequest_StartTime)(nil),
 		(*WatchOrdersRequest_ResumeToken)(nil),
 	}
-	file_ordergate_v1_order_service_proto_msgTypes[13].OneofWrappers = []any{
+	file_ordergate_v1_order_service_proto_msgTypes[15].OneofWrappers = []any{
 		(*WatchOrdersResponse_Event)(nil),
 		(*WatchOrdersResponse_Heartbeat)(nil),
 		(*WatchOrdersResponse_CaughtUp)(nil),
@@ -1226,7 +1436,7 @@ func file_ordergate_v1_order_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_ordergate_v1_order_service_proto_rawDesc), len(file_ordergate_v1_order_service_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   17,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

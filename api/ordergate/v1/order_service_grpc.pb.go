@@ -27,6 +27,7 @@ const (
 	OrderService_WatchOrders_FullMethodName     = "/ordergate.v1.OrderService/WatchOrders"
 	OrderService_HoldOrder_FullMethodName       = "/ordergate.v1.OrderService/HoldOrder"
 	OrderService_ReleaseOrder_FullMethodName    = "/ordergate.v1.OrderService/ReleaseOrder"
+	OrderService_EraseOrders_FullMethodName     = "/ordergate.v1.OrderService/EraseOrders"
 )
 
 // OrderServiceClient is the client API for OrderService service.
@@ -79,6 +80,23 @@ type OrderServiceClient interface {
 	//
 	// The errors are those of HoldOrder.
 	ReleaseOrder(ctx context.Context, in *ReleaseOrderRequest, opts ...grpc.CallOption) (*ReleaseOrderResponse, error)
+	// EraseOrders erases, for good and from the disk, what is stored about orders
+	// or about customers: the orders with all their events, the Stripe events that
+	// name them or their payments, what points to them, and what subscriptions
+	// hold of them, dead letters too. It cannot be undone. Erase at Stripe first:
+	// what is there can be sent again, though not to the same effect.
+	//
+	// Each order leaves a tombstone without personal data, a last event (ERASED)
+	// with the directive CANCEL, which every subscriber hears of whose filter
+	// selects its kind, whatever it says of countries and metadata. What Stripe
+	// sends about the order later changes nothing and is erased as well. Each
+	// Stripe event leaves a tombstone too, so that its id stays taken.
+	//
+	// It streams how far it has come. What was erased when the stream breaks stays
+	// erased: call it again with the same request, until `done` comes. NOT_FOUND
+	// (ORDER_NOT_FOUND) when one of the orders does not exist; then nothing is
+	// erased.
+	EraseOrders(ctx context.Context, in *EraseOrdersRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[EraseOrdersResponse], error)
 }
 
 type orderServiceClient struct {
@@ -158,6 +176,25 @@ func (c *orderServiceClient) ReleaseOrder(ctx context.Context, in *ReleaseOrderR
 	return out, nil
 }
 
+func (c *orderServiceClient) EraseOrders(ctx context.Context, in *EraseOrdersRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[EraseOrdersResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &OrderService_ServiceDesc.Streams[1], OrderService_EraseOrders_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[EraseOrdersRequest, EraseOrdersResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type OrderService_EraseOrdersClient = grpc.ServerStreamingClient[EraseOrdersResponse]
+
 // OrderServiceServer is the server API for OrderService service.
 // All implementations must embed UnimplementedOrderServiceServer
 // for forward compatibility.
@@ -208,6 +245,23 @@ type OrderServiceServer interface {
 	//
 	// The errors are those of HoldOrder.
 	ReleaseOrder(context.Context, *ReleaseOrderRequest) (*ReleaseOrderResponse, error)
+	// EraseOrders erases, for good and from the disk, what is stored about orders
+	// or about customers: the orders with all their events, the Stripe events that
+	// name them or their payments, what points to them, and what subscriptions
+	// hold of them, dead letters too. It cannot be undone. Erase at Stripe first:
+	// what is there can be sent again, though not to the same effect.
+	//
+	// Each order leaves a tombstone without personal data, a last event (ERASED)
+	// with the directive CANCEL, which every subscriber hears of whose filter
+	// selects its kind, whatever it says of countries and metadata. What Stripe
+	// sends about the order later changes nothing and is erased as well. Each
+	// Stripe event leaves a tombstone too, so that its id stays taken.
+	//
+	// It streams how far it has come. What was erased when the stream breaks stays
+	// erased: call it again with the same request, until `done` comes. NOT_FOUND
+	// (ORDER_NOT_FOUND) when one of the orders does not exist; then nothing is
+	// erased.
+	EraseOrders(*EraseOrdersRequest, grpc.ServerStreamingServer[EraseOrdersResponse]) error
 	mustEmbedUnimplementedOrderServiceServer()
 }
 
@@ -235,6 +289,9 @@ func (UnimplementedOrderServiceServer) HoldOrder(context.Context, *HoldOrderRequ
 }
 func (UnimplementedOrderServiceServer) ReleaseOrder(context.Context, *ReleaseOrderRequest) (*ReleaseOrderResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ReleaseOrder not implemented")
+}
+func (UnimplementedOrderServiceServer) EraseOrders(*EraseOrdersRequest, grpc.ServerStreamingServer[EraseOrdersResponse]) error {
+	return status.Error(codes.Unimplemented, "method EraseOrders not implemented")
 }
 func (UnimplementedOrderServiceServer) mustEmbedUnimplementedOrderServiceServer() {}
 func (UnimplementedOrderServiceServer) testEmbeddedByValue()                      {}
@@ -358,6 +415,17 @@ func _OrderService_ReleaseOrder_Handler(srv interface{}, ctx context.Context, de
 	return interceptor(ctx, in, info, handler)
 }
 
+func _OrderService_EraseOrders_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(EraseOrdersRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(OrderServiceServer).EraseOrders(m, &grpc.GenericServerStream[EraseOrdersRequest, EraseOrdersResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type OrderService_EraseOrdersServer = grpc.ServerStreamingServer[EraseOrdersResponse]
+
 // OrderService_ServiceDesc is the grpc.ServiceDesc for OrderService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -390,6 +458,11 @@ var OrderService_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "WatchOrders",
 			Handler:       _OrderService_WatchOrders_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "EraseOrders",
+			Handler:       _OrderService_EraseOrders_Handler,
 			ServerStreams: true,
 		},
 	},
