@@ -186,6 +186,9 @@ func TestEraseWhatIsParkedOrPending(t *testing.T) {
 	if found := r.onDisk("Musterfrau", "erika.m@"); len(found) > 0 {
 		t.Errorf("still on disk: %v", found)
 	}
+	if parked, err := r.log.Bucket(eventlog.ParkedEvents).Keys(r.deadline()); err != nil || len(parked) > 0 {
+		t.Errorf("tombstones were parked: %v, %v", parked, err)
+	}
 }
 
 // An erasure that got no further than its first step does no harm to what comes
