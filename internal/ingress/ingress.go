@@ -83,7 +83,7 @@ func New(cfg Config) http.Handler {
 		}, []string{"outcome"}),
 		matched: newMatches(),
 	}
-	cfg.Metrics.MustRegister(h.requests, h.matched.total, h.matched.last)
+	cfg.Metrics.MustRegister(h.requests, h.matched.total, h.matched.last, h.matched.needed)
 	cfg.Secrets.follow(h.matched.show)
 	return h
 }
@@ -133,17 +133,17 @@ func (h *handler) receive(w http.ResponseWriter, r *http.Request) (outcome strin
 		return "", refused
 	}
 	now := h.Now()
-	secret, err := stripehook.Verify(body, r.Header.Get("Stripe-Signature"), h.Secrets.Current(), now, stripehook.Tolerance)
+	matching, err := stripehook.Verify(body, r.Header.Get("Stripe-Signature"), h.Secrets.Current(), now, stripehook.Tolerance)
 	if err != nil {
 		return "", h.signatureRefusal(err)
 	}
-	h.matched.count(secret, now)
+	h.matched.count(matching, now)
 	event, err := stripehook.ReadEnvelope(body)
 	if err != nil {
 		return "", &refusal{http.StatusBadRequest, "unreadable", "the body is not a Stripe event", err,
 			"the body was signed with a configured secret but is no event: is another product's webhook signed with it?"}
 	}
-	return h.store(r.Context(), event, secret, body)
+	return h.store(r.Context(), event, matching[0], body)
 }
 
 // store appends the event, and goes on when the sender hangs up meanwhile: what

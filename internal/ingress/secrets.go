@@ -101,8 +101,8 @@ func (s *Secrets) follow(onChange func([]stripehook.Secret)) {
 
 // matches shows which of the current secrets match, and nothing of others.
 type matches struct {
-	total *prometheus.CounterVec
-	last  *prometheus.GaugeVec
+	total        *prometheus.CounterVec
+	last, needed *prometheus.GaugeVec
 
 	mu    sync.Mutex
 	shown map[string]bool // labels of the current secrets
@@ -118,6 +118,10 @@ func newMatches() *matches {
 			Name: "ordergate_ingress_signature_last_match_timestamp_seconds",
 			Help: "When a secret matched last, by its label, in Unix time; 0: not since it is known.",
 		}, []string{"secret"}),
+		needed: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "ordergate_ingress_signature_last_needed_timestamp_seconds",
+			Help: "When a secret was last the only one that matched, by its label, in Unix time; 0: not since it is known. One that is not needed any more can go.",
+		}, []string{"secret"}),
 	}
 }
 
@@ -132,19 +136,28 @@ func (m *matches) show(secrets []stripehook.Secret) {
 		delete(gone, s.Label())
 		m.total.WithLabelValues(s.Label())
 		m.last.WithLabelValues(s.Label())
+		m.needed.WithLabelValues(s.Label())
 	}
 	for label := range gone {
 		m.total.DeleteLabelValues(label)
 		m.last.DeleteLabelValues(label)
+		m.needed.DeleteLabelValues(label)
 	}
 }
 
 // count takes no notice of a secret that went while its request was read.
-func (m *matches) count(secret stripehook.Secret, now time.Time) {
+func (m *matches) count(matching []stripehook.Secret, now time.Time) {
+	at := float64(now.UnixMilli()) / 1000
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.shown[secret.Label()] {
+	for _, secret := range matching {
+		if !m.shown[secret.Label()] {
+			continue
+		}
 		m.total.WithLabelValues(secret.Label()).Inc()
-		m.last.WithLabelValues(secret.Label()).Set(float64(now.UnixMilli()) / 1000)
+		m.last.WithLabelValues(secret.Label()).Set(at)
+		if len(matching) == 1 {
+			m.needed.WithLabelValues(secret.Label()).Set(at)
+		}
 	}
 }

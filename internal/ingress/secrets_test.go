@@ -110,6 +110,7 @@ func TestRolling(t *testing.T) {
 		eventually(t, says, func() bool { return strings.Count(log.String(), says) > before })
 	}
 	const total, last = "ordergate_ingress_signatures_total", "ordergate_ingress_signature_last_match_timestamp_seconds"
+	const needed = "ordergate_ingress_signature_last_needed_timestamp_seconds"
 	given, older, newer, at := label(t, secret), label(t, oldSecret), label(t, newSecret), float64(now.Unix())
 
 	shows(total, map[string]float64{given: 0, older: 0})
@@ -124,9 +125,12 @@ func TestRolling(t *testing.T) {
 	change(oldSecret+" # until tomorrow\n"+newSecret+"\n", "webhook secret file read")
 	shows(total, map[string]float64{given: 1, older: 1, newer: 0})
 	shows(last, map[string]float64{given: at, older: at, newer: 0})
+	send(200, newSecret, oldSecret) // none of the two is needed
+	shows(total, map[string]float64{given: 1, older: 2, newer: 1})
+	shows(needed, map[string]float64{given: at, older: at, newer: 0})
 	send(200, oldSecret)
-	send(200, newSecret, oldSecret)
 	send(200, newSecret)
+	shows(needed, map[string]float64{given: at, older: at, newer: at})
 
 	// Mistakes change nothing.
 	change(oldSecret+"\nsk_live_nosecretatall\n", "line 2 is malformed")
@@ -153,7 +157,7 @@ func TestRolling(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d.Handler.(*handler).matched.count(gone[0], now)
+	d.Handler.(*handler).matched.count(gone, now)
 	if got := counters(t, d, total); len(got) != 2 {
 		t.Errorf("a secret that is gone is shown: %v", got)
 	}

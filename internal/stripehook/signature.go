@@ -55,44 +55,49 @@ func CheckHeader(header string) error {
 	return err
 }
 
-// Verify returns the secret that signed body, according to header, the value
-// of Stripe-Signature. now is compared with the time of the signature.
+// Verify returns the secrets that signed body, at least one and in their order,
+// according to header, the value of Stripe-Signature. While a secret is rolled,
+// Stripe signs with the old and the new one. now is compared with the time of the
+// signature.
 //
 // The signature is checked before its age, so that ErrStale and ErrFuture are
 // only ever said of something that Stripe did sign.
-func Verify(body []byte, header string, secrets []Secret, now time.Time, tolerance time.Duration) (Secret, error) {
+func Verify(body []byte, header string, secrets []Secret, now time.Time, tolerance time.Duration) ([]Secret, error) {
 	signedAt, err := signatureTime(header)
 	if err != nil {
-		return Secret{}, err
+		return nil, err
 	}
-	secret, err := matchingSecret(body, header, secrets)
+	matching, err := matchingSecrets(body, header, secrets)
 	if err != nil {
-		return Secret{}, err
+		return nil, err
 	}
 	// Compared without a subtraction, which would saturate for absurd times.
 	if signedAt.Before(now.Add(-tolerance)) {
-		return secret, fmt.Errorf("%w: signed at %s, now %s", ErrStale, signedAt.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))
+		return nil, fmt.Errorf("%w: signed at %s, now %s", ErrStale, signedAt.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))
 	}
 	if signedAt.After(now.Add(tolerance)) {
-		return secret, fmt.Errorf("%w: signed at %s, now %s", ErrFuture, signedAt.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))
+		return nil, fmt.Errorf("%w: signed at %s, now %s", ErrFuture, signedAt.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))
 	}
-	return secret, nil
+	return matching, nil
 }
 
-func matchingSecret(body []byte, header string, secrets []Secret) (Secret, error) {
+func matchingSecrets(body []byte, header string, secrets []Secret) (matching []Secret, _ error) {
 	for _, s := range secrets {
 		if s.value == "" {
 			continue // anyone can sign with the empty key
 		}
 		err := webhook.ValidatePayloadIgnoringTolerance(body, header, s.value)
-		if err == nil {
-			return s, nil
-		}
 		if errors.Is(err, webhook.ErrInvalidHeader) {
-			return Secret{}, ErrMalformed
+			return nil, ErrMalformed
+		}
+		if err == nil {
+			matching = append(matching, s)
 		}
 	}
-	return Secret{}, ErrMismatch
+	if len(matching) == 0 {
+		return nil, ErrMismatch
+	}
+	return matching, nil
 }
 
 // signatureTime reads the one timestamp of a header, and refuses a header that
