@@ -81,6 +81,7 @@ func newGateway(ctx context.Context, cfg config.Config, logger *slog.Logger) (_ 
 		Dir:           cfg.DataDir,
 		InboxMaxAge:   cfg.InboxMaxAge,
 		OrdersMaxAge:  cfg.OrdersMaxAge,
+		InboxMaxBytes: cfg.InboxMaxBytes, OrdersMaxBytes: cfg.OrdersMaxBytes,
 		MaxEventBytes: int(cfg.MaxBodyBytes),
 		Logger:        logger,
 	})
@@ -91,7 +92,7 @@ func newGateway(ctx context.Context, cfg config.Config, logger *slog.Logger) (_ 
 		return nil, err
 	}
 	metrics := prometheus.NewRegistry()
-	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	metrics.MustRegister(g.log.Collector(), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	g.pipeline = pipeline.New(pipeline.Config{
 		Log:           g.log,
 		Stripe:        stripe,

@@ -20,6 +20,7 @@ const (
 	// for longer.
 	minInboxMaxAge     = 30 * 24 * time.Hour
 	minOrdersMaxAge    = 24 * time.Hour
+	minStreamBytes     = 64 << 20
 	maxShutdownTimeout = 10 * time.Minute
 	// Stripe's limit of an account in live mode
 	// (https://docs.stripe.com/rate-limits).
@@ -49,9 +50,11 @@ type Config struct {
 	TLSClientCA string `name:"tls-client-ca" env:"ORDERGATE_TLS_CLIENT_CA" placeholder:"FILE" help:"The authorities of client certificates, in PEM. A client that shows one needs no token."`
 	AccessFile  string `name:"access-file" env:"ORDERGATE_ACCESS_FILE" placeholder:"FILE" help:"Who may do what over gRPC and admin HTTP: NAME ROLE CREDENTIAL [SUBSCRIPTION,...] a line; see ordergate tokens create. Taken again when the file changes. Without it, everybody who reaches these may do everything."`
 
-	DataDir      string        `name:"data-dir" env:"ORDERGATE_DATA_DIR" placeholder:"DIR" help:"Where events and orders are stored, by one process at a time (serve: ordergate-data; dev: a temporary directory)."`
-	InboxMaxAge  time.Duration `name:"inbox-max-age" env:"ORDERGATE_INBOX_MAX_AGE" default:"840h" help:"How long raw events are kept, and with them the memory of their ids: 720h (30 days) or more."`
-	OrdersMaxAge time.Duration `name:"orders-max-age" env:"ORDERGATE_ORDERS_MAX_AGE" default:"9600h" help:"How long order events are kept: 24h or more."`
+	DataDir        string        `name:"data-dir" env:"ORDERGATE_DATA_DIR" placeholder:"DIR" help:"Where events and orders are stored, by one process at a time (serve: ordergate-data; dev: a temporary directory)."`
+	InboxMaxAge    time.Duration `name:"inbox-max-age" env:"ORDERGATE_INBOX_MAX_AGE" default:"840h" help:"How long raw events are kept, and with them the memory of their ids: 720h (30 days) or more."`
+	OrdersMaxAge   time.Duration `name:"orders-max-age" env:"ORDERGATE_ORDERS_MAX_AGE" default:"9600h" help:"How long order events are kept: 24h or more."`
+	InboxMaxBytes  int64         `name:"inbox-max-bytes" env:"ORDERGATE_INBOX_MAX_BYTES" default:"0" help:"What raw events may take on disk: 67108864 (64 MiB) or more, 0 for no limit. A full inbox refuses new events (503, and Stripe sends them again); it drops none."`
+	OrdersMaxBytes int64         `name:"orders-max-bytes" env:"ORDERGATE_ORDERS_MAX_BYTES" default:"0" help:"The same for order events. When it is full, raw events wait to be converted."`
 
 	StripeWebhookSecret     string `name:"stripe-webhook-secret" env:"STRIPE_WEBHOOK_SECRET" placeholder:"whsec_…" help:"The endpoint's signing secret; several with commas, while one is rolled. Better in the environment or .env.local: a flag shows in the process list."`
 	StripeWebhookSecretFile string `name:"stripe-webhook-secret-file" env:"STRIPE_WEBHOOK_SECRET_FILE" placeholder:"FILE" help:"Signing secrets, one a line, # begins a comment; beside those of STRIPE_WEBHOOK_SECRET, or instead. Taken again when the file changes: no restart to roll a secret."`
@@ -114,6 +117,11 @@ func (c *Config) Check() error {
 	}
 	if c.OrdersMaxAge < minOrdersMaxAge {
 		wrong("--orders-max-age %v: want %v or more", c.OrdersMaxAge, minOrdersMaxAge)
+	}
+	for flag, bytes := range map[string]int64{"--inbox-max-bytes": c.InboxMaxBytes, "--orders-max-bytes": c.OrdersMaxBytes} {
+		if bytes != 0 && bytes < minStreamBytes {
+			wrong("%s %d: want %d or more, or 0 for no limit", flag, bytes, minStreamBytes)
+		}
 	}
 	if !(c.StripeRate > 0 && c.StripeRate <= maxStripeRate) {
 		wrong("--stripe-rate %v: want more than 0 and at most %d", c.StripeRate, maxStripeRate)

@@ -113,6 +113,7 @@ func openEngine(ctx context.Context, cfg Config) (_ *engine, err error) {
 		}
 	})
 	e.background.Go(e.watchHealth)
+	e.background.Go(func() { e.watchRoom(cfg.Dir) })
 	if err := e.flush(ctx); err != nil {
 		return nil, err
 	}
@@ -222,6 +223,7 @@ func (e *engine) createStreams(ctx context.Context, cfg Config) error {
 		Discard:              jetstream.DiscardNew,
 		DiscardNewPerSubject: true,
 		MaxAge:               cfg.InboxMaxAge,
+		MaxBytes:             cfg.InboxMaxBytes,
 		AllowDirect:          true, // for lists; decisions ask the leader
 	})
 	if err != nil {
@@ -233,6 +235,7 @@ func (e *engine) createStreams(ctx context.Context, cfg Config) error {
 		Subjects:    []string{orderSubject("*")},
 		Discard:     jetstream.DiscardNew,
 		MaxAge:      cfg.OrdersMaxAge,
+		MaxBytes:    cfg.OrdersMaxBytes,
 		AllowDirect: true,
 	})
 	if err != nil {
@@ -267,10 +270,13 @@ func (e *engine) ensureStream(ctx context.Context, cfg jetstream.StreamConfig) (
 	existing := stream.CachedInfo().Config
 	changed := existing
 	changed.AllowDirect = cfg.AllowDirect
+	if changed.MaxBytes = cfg.MaxBytes; cfg.MaxBytes == 0 {
+		changed.MaxBytes = -1 // as the engine has it
+	}
 	if cfg.Name != ordersStream || cfg.MaxAge == 0 || existing.MaxAge != 0 && cfg.MaxAge > existing.MaxAge {
 		changed.MaxAge = cfg.MaxAge // else KeepOrders does, once it is known what must be kept
 	}
-	if changed.MaxAge == existing.MaxAge && changed.AllowDirect == existing.AllowDirect {
+	if changed.MaxAge == existing.MaxAge && changed.MaxBytes == existing.MaxBytes && changed.AllowDirect == existing.AllowDirect {
 		return stream, nil
 	}
 	return e.js.UpdateStream(ctx, changed)

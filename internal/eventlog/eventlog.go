@@ -57,6 +57,9 @@ type Config struct {
 	InboxMaxAge time.Duration
 	// OrdersMaxAge is how long order events are kept.
 	OrdersMaxAge time.Duration
+	// InboxMaxBytes and OrdersMaxBytes are what the streams may take on disk before
+	// they refuse new events; 0 is without limit.
+	InboxMaxBytes, OrdersMaxBytes int64
 	// MaxEventBytes is the largest raw event, in bytes.
 	MaxEventBytes int
 	// Logger gets what the operator should know.

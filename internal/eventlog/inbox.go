@@ -295,9 +295,9 @@ func (l *Log) InboxState(ctx context.Context) (InboxState, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	info, err := e.inbox.Info(ctx)
+	info, err := streamInfo(ctx, e.inbox)
 	if err != nil {
-		return InboxState{}, fmt.Errorf("%w: %w", ErrUnavailable, err)
+		return InboxState{}, err
 	}
 	state := InboxState{LogID: e.id, First: max(info.State.FirstSeq, 1), Last: info.State.LastSeq}
 	consumer, err := e.inbox.Consumer(ctx, converterConsumer)

@@ -311,9 +311,13 @@ func (l *Log) OrdersState(ctx context.Context) (OrdersState, error) {
 }
 
 func (e *engine) ordersInfo(ctx context.Context) (*jetstream.StreamInfo, error) {
+	return streamInfo(ctx, e.orders)
+}
+
+func streamInfo(ctx context.Context, stream jetstream.Stream) (*jetstream.StreamInfo, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	info, err := e.orders.Info(ctx)
+	info, err := stream.Info(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}

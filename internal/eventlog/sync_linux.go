@@ -20,6 +20,15 @@ func syncFilesystem(dir *os.File) error {
 	return os.NewSyscallError("syncfs", unix.Syncfs(int(dir.Fd())))
 }
 
+// DiskOf returns how full the disk is that holds dir.
+func DiskOf(dir string) (Disk, error) {
+	var stat unix.Statfs_t
+	if err := unix.Statfs(dir, &stat); err != nil {
+		return Disk{}, os.NewSyscallError("statfs", err)
+	}
+	return Disk{Free: stat.Bavail * uint64(stat.Bsize), Total: stat.Blocks * uint64(stat.Bsize)}, nil
+}
+
 // dropPageCache makes the kernel forget its clean pages of the files below
 // dir. After a failed flush it may hold pages that never reached the disk and
 // calls them clean: what is read afterwards must come from the disk.

@@ -1,6 +1,7 @@
 package subscription
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -300,6 +301,43 @@ func TestLogKeepsWhatIsHeld(t *testing.T) {
 	}
 	if err := f.m.keepHeld(f.ctx(), later); err != nil || age() != configured {
 		t.Errorf("with nothing held any more, the log keeps events for %v, %v", age(), err)
+	}
+}
+
+// It is said before events go that nobody has acknowledged.
+func TestUnackedEventsThatWillGo(t *testing.T) {
+	f := newFixture(t)
+	f.close()
+	const kept = 30 * 24 * time.Hour
+	var lines bytes.Buffer
+	logger := slog.New(slog.NewTextHandler(&lines, nil))
+	log, err := eventlog.Open(f.ctx(), eventlog.Config{Dir: f.dir, MaxEventBytes: 1 << 20, OrdersMaxAge: kept, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.log, f.m = log, New(log, logger)
+	f.store("cs_1")
+	for _, name := range []string{"slow", "done"} {
+		s, err := f.m.Create(f.ctx(), &ordergatev1.Subscription{Name: name}, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if name == "done" {
+			w := f.attach(s)
+			f.results(s.Settle([]string{f.take(w, 1)[0].ID}, nil, nil))
+		}
+	}
+	for _, tt := range []struct {
+		age  time.Duration
+		said int
+	}{{0, 0}, {kept - upkeepMargin - time.Minute, 0}, {kept - upkeepMargin + time.Minute, 1}, {kept + time.Hour, 1}} {
+		lines.Reset()
+		if err := f.m.warnOfAge(f.ctx(), time.Now().Add(tt.age)); err != nil {
+			t.Fatal(err)
+		}
+		if n := strings.Count(lines.String(), "will be removed by their age"); n != tt.said || n > 0 && !strings.Contains(lines.String(), "subscription=slow") {
+			t.Errorf("after %v: %s", tt.age, &lines)
+		}
 	}
 }
 

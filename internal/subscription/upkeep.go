@@ -3,6 +3,7 @@ package subscription
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
@@ -12,7 +13,9 @@ import (
 const (
 	// upkeepInterval is how often the log is told what it must keep.
 	upkeepInterval = time.Hour
-	// upkeepMargin is for how much longer it is told to keep it.
+	// upkeepMargin is for how much longer it is told to keep it, and how long before
+	// events go that nobody has acknowledged it is said, hourly: at the latest when
+	// three quarters of their time are over.
 	upkeepMargin = 7 * 24 * time.Hour
 )
 
@@ -23,6 +26,9 @@ func (m *Manager) upkeep(ctx context.Context) {
 	for {
 		if err := m.keepHeld(ctx, time.Now()); err != nil && ctx.Err() == nil {
 			m.logger.Warn("the log could not be told what subscriptions need; trying again in an hour", "error", err)
+		}
+		if err := m.warnOfAge(ctx, time.Now()); err != nil && ctx.Err() == nil {
+			m.logger.Warn("it is not known whether events are about to go that nobody has acknowledged; trying again in an hour", "error", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -63,4 +69,41 @@ func (m *Manager) keepHeld(ctx context.Context, now time.Time) error {
 		return err
 	}
 	return m.log.KeepOrders(ctx, now.Sub(oldest)+upkeepMargin)
+}
+
+// warnOfAge says so when events will soon be removed by their age that a
+// subscription has not acknowledged.
+func (m *Manager) warnOfAge(ctx context.Context, now time.Time) error {
+	state, err := m.log.OrdersState(ctx)
+	if err != nil || state.MaxAge == 0 {
+		return err
+	}
+	names, err := m.List(ctx)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		s, err := m.Open(ctx, name)
+		if errors.Is(err, ErrNotFound) {
+			continue // it was deleted meanwhile
+		}
+		if err != nil {
+			return err
+		}
+		described, err := s.Describe(ctx)
+		if err != nil {
+			return err
+		}
+		oldest := described.GetStats().GetOldestUnackedTime()
+		if oldest == nil {
+			continue
+		}
+		gone := oldest.AsTime().Add(state.MaxAge)
+		if now.After(gone.Add(-min(upkeepMargin, state.MaxAge/4))) {
+			m.logger.Error("events of a subscription will be removed by their age, and nobody has acknowledged them", "subscription", name,
+				"oldest", oldest.AsTime(), "gone_at", gone, "backlog", described.GetStats().GetBacklog(),
+				"mend", "have a worker take them (ordergate consume), keep order events for longer (--orders-max-age), or delete the subscription if nobody needs it")
+		}
+	}
+	return nil
 }

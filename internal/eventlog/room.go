@@ -1,0 +1,168 @@
+package eventlog
+
+import (
+	"context"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+const (
+	// roomInterval is how often the room for events is looked at, and said how
+	// little is left.
+	roomInterval = time.Hour
+	// A stream is nearly full at fullShare of its limit; a disk, when less than
+	// freeShare of it and less than freeBytes are free.
+	fullShare = 0.9
+	freeShare = 0.1
+	freeBytes = 5 << 30
+	// measureTimeout bounds what reading the figures may take.
+	measureTimeout = 5 * time.Second
+)
+
+// Room is how much of what it may take a stream has taken.
+type Room struct {
+	// Stream is `inbox` or `orders`.
+	Stream string
+	// Events is how many events are kept.
+	Events uint64
+	// Bytes is what they take on disk, MaxBytes what they may; 0 is without limit.
+	Bytes, MaxBytes int64
+	// Oldest is when the oldest event was stored, in UTC; zero when there is none.
+	Oldest time.Time
+	// MaxAge is how long events are kept; 0 is for good.
+	MaxAge time.Duration
+}
+
+// nearlyFull reports whether the stream will soon refuse events.
+func (r Room) nearlyFull() bool {
+	return r.MaxBytes > 0 && float64(r.Bytes) >= fullShare*float64(r.MaxBytes)
+}
+
+// Disk is the disk that holds the log, in bytes.
+type Disk struct{ Free, Total uint64 }
+
+// NearlyFull reports whether there is little room left.
+func (d Disk) NearlyFull() bool {
+	return d.Total > 0 && d.Free < freeBytes && float64(d.Free) < freeShare*float64(d.Total)
+}
+
+// Rooms returns how much room the streams have.
+func (l *Log) Rooms(ctx context.Context) ([]Room, error) {
+	e, err := l.current()
+	if err != nil {
+		return nil, err
+	}
+	return e.rooms(ctx)
+}
+
+func (e *engine) rooms(ctx context.Context) (rooms []Room, err error) {
+	for _, s := range []struct {
+		name   string
+		stream jetstream.Stream
+	}{{"inbox", e.inbox}, {"orders", e.orders}} {
+		info, err := streamInfo(ctx, s.stream)
+		if err != nil {
+			return nil, err
+		}
+		room := Room{
+			Stream: s.name, Events: info.State.Msgs, Bytes: int64(info.State.Bytes), MaxBytes: max(info.Config.MaxBytes, 0), MaxAge: info.Config.MaxAge,
+		}
+		if info.State.Msgs > 0 {
+			room.Oldest = info.State.FirstTime.UTC()
+		}
+		rooms = append(rooms, room)
+	}
+	return rooms, nil
+}
+
+// watchRoom says from time to time when there is little room left, while there
+// still is some.
+func (e *engine) watchRoom(dir string) {
+	tick := time.NewTicker(roomInterval)
+	defer tick.Stop()
+	for {
+		e.warnOfRoom(dir)
+		select {
+		case <-e.dead.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+func (e *engine) warnOfRoom(dir string) {
+	ctx, cancel := e.alive(context.Background())
+	defer cancel()
+	rooms, err := e.rooms(ctx)
+	if err != nil {
+		return // that the log is away is said elsewhere
+	}
+	for _, room := range rooms {
+		if room.nearlyFull() {
+			e.logger.Error("a stream is nearly full: it will refuse new events, and none of the old ones goes before its time",
+				"stream", room.Stream, "bytes", room.Bytes, "max_bytes", room.MaxBytes, "oldest", room.Oldest,
+				"mend", "raise --"+room.Stream+"-max-bytes, or keep events for less long with --"+room.Stream+"-max-age")
+		}
+	}
+	if disk, err := DiskOf(dir); err == nil && disk.NearlyFull() {
+		e.logger.Error("the disk is nearly full: when it is full, events are refused until there is room", "free_bytes", disk.Free, "total_bytes", disk.Total,
+			"mend", "give the data directory more room")
+	}
+}
+
+// Collector measures how much room the log has, when metrics are asked for.
+func (l *Log) Collector() prometheus.Collector {
+	describe := func(name, help string) *prometheus.Desc {
+		return prometheus.NewDesc("ordergate_log_"+name, help, []string{"stream"}, nil)
+	}
+	return &roomCollector{
+		log:      l,
+		events:   describe("events", "Events that a stream keeps."),
+		bytes:    describe("bytes", "What a stream takes on disk."),
+		maxBytes: describe("max_bytes", "What a stream may take on disk before it refuses events; 0 is without limit."),
+		oldest:   describe("oldest_timestamp_seconds", "When the oldest event of a stream was stored, in Unix time; missing when there is none."),
+		maxAge:   describe("max_age_seconds", "How long a stream keeps events; 0 is for good."),
+		free:     prometheus.NewDesc("ordergate_log_disk_free_bytes", "Free bytes of the disk that holds the log.", nil, nil),
+		total:    prometheus.NewDesc("ordergate_log_disk_bytes", "Size of the disk that holds the log.", nil, nil),
+	}
+}
+
+type roomCollector struct {
+	log                                                  *Log
+	events, bytes, maxBytes, oldest, maxAge, free, total *prometheus.Desc
+}
+
+// Describe is for the registry.
+func (c *roomCollector) Describe(descriptions chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{c.events, c.bytes, c.maxBytes, c.oldest, c.maxAge, c.free, c.total} {
+		descriptions <- d
+	}
+}
+
+// Collect is for the registry.
+func (c *roomCollector) Collect(metrics chan<- prometheus.Metric) {
+	gauge := func(d *prometheus.Desc, value float64, labels ...string) {
+		metrics <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, labels...)
+	}
+	if disk, err := DiskOf(c.log.cfg.Dir); err == nil {
+		gauge(c.free, float64(disk.Free))
+		gauge(c.total, float64(disk.Total))
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), measureTimeout)
+	defer cancel()
+	rooms, err := c.log.Rooms(ctx)
+	if err != nil {
+		return // that the log is away is said elsewhere
+	}
+	for _, room := range rooms {
+		gauge(c.events, float64(room.Events), room.Stream)
+		gauge(c.bytes, float64(room.Bytes), room.Stream)
+		gauge(c.maxBytes, float64(room.MaxBytes), room.Stream)
+		gauge(c.maxAge, room.MaxAge.Seconds(), room.Stream)
+		if !room.Oldest.IsZero() {
+			gauge(c.oldest, float64(room.Oldest.UnixMilli())/1000, room.Stream)
+		}
+	}
+}
