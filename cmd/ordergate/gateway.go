@@ -57,34 +57,55 @@ type gateway struct {
 	inProcess                                    *bufconn.Listener
 }
 
+// parts are what is made of the settings before anything is opened.
+type parts struct {
+	secrets           *ingress.Secrets
+	stripe            *stripeapi.Client // nil without an API key
+	access            *auth.Access
+	keys, ingressKeys *auth.Keys // nil without TLS
+	proxies           ingress.Proxies
+}
+
+// prepare checks everything about the settings, and reads the files they name.
+func prepare(cfg config.Config, logger *slog.Logger) (p parts, _ error) {
+	var secretsErr, stripeErr, accessErr, keysErr, ingressKeysErr error
+	var proxyProblems []error
+	p.secrets, secretsErr = ingress.LoadSecrets(cfg.StripeWebhookSecret, cfg.StripeWebhookSecretFile, logger)
+	p.stripe, stripeErr = newStripeClient(cfg, logger)
+	p.access, accessErr = loadAccess(cfg, logger)
+	p.keys, keysErr = loadKeys(cfg.TLSCert, cfg.TLSKey, cfg.TLSClientCA, "--tls-cert, --tls-key, --tls-client-ca", logger)
+	p.ingressKeys, ingressKeysErr = loadKeys(cfg.IngressTLSCert, cfg.IngressTLSKey, "", "--ingress-tls-cert, --ingress-tls-key", logger)
+	p.proxies, proxyProblems = ingress.ParseProxies(cfg.TrustedProxies, cfg.ClientIPHeader)
+	return p, errors.Join(cfg.Check(), secretsErr, stripeErr, accessErr, keysErr, ingressKeysErr, errors.Join(proxyProblems...))
+}
+
+// logConfig says how the log is to be opened.
+func logConfig(cfg config.Config, logger *slog.Logger) eventlog.Config {
+	return eventlog.Config{
+		Dir:            cfg.DataDir,
+		InboxMaxAge:    cfg.InboxMaxAge,
+		OrdersMaxAge:   cfg.OrdersMaxAge,
+		InboxMaxBytes:  cfg.InboxMaxBytes,
+		OrdersMaxBytes: cfg.OrdersMaxBytes,
+		MaxEventBytes:  int(cfg.MaxBodyBytes),
+		Logger:         logger,
+	}
+}
+
 // newGateway binds every listener, opens the log and composes the parts. It
 // leaves nothing open when it fails.
-//
-// Everything about the settings is checked before that.
 func newGateway(ctx context.Context, cfg config.Config, logger *slog.Logger) (_ *gateway, err error) {
-	secrets, secretsErr := ingress.LoadSecrets(cfg.StripeWebhookSecret, cfg.StripeWebhookSecretFile, logger)
-	stripe, stripeErr := newStripeClient(cfg, logger)
-	access, accessErr := loadAccess(cfg, logger)
-	keys, keysErr := loadKeys(cfg.TLSCert, cfg.TLSKey, cfg.TLSClientCA, "--tls-cert, --tls-key, --tls-client-ca", logger)
-	ingressKeys, ingressKeysErr := loadKeys(cfg.IngressTLSCert, cfg.IngressTLSKey, "", "--ingress-tls-cert, --ingress-tls-key", logger)
-	proxies, proxyProblems := ingress.ParseProxies(cfg.TrustedProxies, cfg.ClientIPHeader)
-	if err := errors.Join(cfg.Check(), secretsErr, stripeErr, accessErr, keysErr, ingressKeysErr, errors.Join(proxyProblems...)); err != nil {
+	p, err := prepare(cfg, logger)
+	if err != nil {
 		return nil, err
 	}
-	g := &gateway{cfg: cfg, logger: logger, secrets: secrets, access: access, keys: keys, ingressKeys: ingressKeys, inProcess: bufconn.Listen(inProcessBuffer)}
+	g := &gateway{cfg: cfg, logger: logger, secrets: p.secrets, access: p.access, keys: p.keys, ingressKeys: p.ingressKeys, inProcess: bufconn.Listen(inProcessBuffer)}
 	defer func() {
 		if err != nil {
 			g.close()
 		}
 	}()
-	g.log, err = eventlog.Open(ctx, eventlog.Config{
-		Dir:           cfg.DataDir,
-		InboxMaxAge:   cfg.InboxMaxAge,
-		OrdersMaxAge:  cfg.OrdersMaxAge,
-		InboxMaxBytes: cfg.InboxMaxBytes, OrdersMaxBytes: cfg.OrdersMaxBytes,
-		MaxEventBytes: int(cfg.MaxBodyBytes),
-		Logger:        logger,
-	})
+	g.log, err = eventlog.Open(ctx, logConfig(cfg, logger))
 	if err != nil {
 		return nil, err
 	}
@@ -95,7 +116,7 @@ func newGateway(ctx context.Context, cfg config.Config, logger *slog.Logger) (_ 
 	metrics.MustRegister(g.log.Collector(), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	g.pipeline = pipeline.New(pipeline.Config{
 		Log:           g.log,
-		Stripe:        stripe,
+		Stripe:        p.stripe,
 		Sources:       orders.Sources{PaymentIntents: cfg.PaymentIntents(), Invoices: cfg.InvoiceReasons()},
 		ItemsDeadline: cfg.LineItemsDeadline,
 		Logger:        logger,
@@ -103,36 +124,36 @@ func newGateway(ctx context.Context, cfg config.Config, logger *slog.Logger) (_ 
 	})
 	g.subscriptions = subscription.New(g.log, logger)
 	metrics.MustRegister(g.subscriptions.Collector())
-	security := grpcapi.Security{Access: access}
-	if keys != nil {
-		security.TLS = keys.Config("h2")
+	security := grpcapi.Security{Access: p.access}
+	if p.keys != nil {
+		security.TLS = p.keys.Config("h2")
 	}
 	g.grpc = grpcapi.New(g.log, g.pipeline, g.subscriptions, security, logger)
 	g.conn, err = grpc.NewClient(inProcessTarget, g.dialOptions()...)
 	if err != nil {
 		return nil, err
 	}
-	g.ingressListener = ingress.Limit(g.ingressListener, ingressKeys != nil, metrics, logger)
+	g.ingressListener = ingress.Limit(g.ingressListener, p.ingressKeys != nil, metrics, logger)
 	g.ingress = ingress.Server(ingress.New(ingress.Config{
 		Path:         cfg.WebhookPath,
-		Secrets:      secrets,
+		Secrets:      p.secrets,
 		MaxBodyBytes: cfg.MaxBodyBytes,
 		Inbox:        g.log,
-		Proxies:      proxies,
+		Proxies:      p.proxies,
 		Logger:       logger,
 		Metrics:      metrics,
 		Now:          time.Now,
 	}), logger)
-	if ingressKeys != nil {
-		g.ingress.TLSConfig = ingressKeys.Config("http/1.1")
+	if p.ingressKeys != nil {
+		g.ingress.TLSConfig = p.ingressKeys.Config("http/1.1")
 	}
-	admin, err := adminhttp.New(ctx, adminhttp.Config{Conn: g.conn, Ready: g.ready(ctx), Metrics: metrics, Access: access})
+	admin, err := adminhttp.New(ctx, adminhttp.Config{Conn: g.conn, Ready: g.ready(ctx), Metrics: metrics, Access: p.access})
 	if err != nil {
 		return nil, err
 	}
 	g.admin = adminhttp.Server(admin, logger)
-	if keys != nil {
-		g.admin.TLSConfig = keys.Config("h2", "http/1.1")
+	if p.keys != nil {
+		g.admin.TLSConfig = p.keys.Config("h2", "http/1.1")
 	}
 	return g, nil
 }
@@ -167,6 +188,8 @@ func (g *gateway) dialOptions() []grpc.DialOption {
 	}
 }
 
+const secretKeyMend = "in the Stripe Dashboard (Developers > API keys), create a restricted one with Read on Checkout Sessions, Products, Prices, Invoices, PaymentIntents and Events"
+
 // newStripeClient returns nil without an API key.
 func newStripeClient(cfg config.Config, logger *slog.Logger) (*stripeapi.Client, error) {
 	if len(cfg.StripeAPIKey) == 0 {
@@ -176,7 +199,7 @@ func newStripeClient(cfg config.Config, logger *slog.Logger) (*stripeapi.Client,
 	for _, key := range cfg.StripeAPIKey {
 		if strings.HasPrefix(key, "sk_") {
 			logger.Warn("STRIPE_API_KEY is a secret key, which may do everything: use a restricted key (rk_…)",
-				"mend", "in the Stripe Dashboard (Developers > API keys), create one with Read on Checkout Sessions, Products, Prices, Invoices, PaymentIntents and Events")
+				"mend", secretKeyMend)
 		}
 	}
 	return stripeapi.New(stripeapi.Config{Keys: cfg.StripeAPIKey, Base: cfg.StripeAPIBase, Rate: cfg.StripeRate, Logger: logger})

@@ -35,6 +35,7 @@ func main() {
 // --help.
 type commands struct {
 	Serve         serveCommand          `cmd:"" help:"Run the gateway."`
+	Check         checkCommand          `cmd:"" help:"Look at everything that serve needs, and say what to mend."`
 	Dev           devCommand            `cmd:"" help:"Run the gateway on this machine, with nothing to set up, and print each order."`
 	Trigger       triggerCommand        `cmd:"" help:"Send a signed sample event to a running gateway."`
 	Watch         watchCommand          `cmd:"" help:"Print order events as they happen."`

@@ -71,6 +71,9 @@ func (k *Keys) use(contents [][]byte) error {
 	return nil
 }
 
+// NotAfter is when the certificate of the moment expires.
+func (k *Keys) NotAfter() time.Time { return k.current.Load().certificate.Leaf.NotAfter }
+
 // Config returns a server's TLS settings, which take the certificates of the
 // moment for each connection.
 func (k *Keys) Config(protocols ...string) *tls.Config {

@@ -63,7 +63,7 @@ func bucketAges(cfg Config) map[BucketName]time.Duration {
 func (e *engine) openBuckets(ctx context.Context, cfg Config) error {
 	e.buckets = map[BucketName]jetstream.KeyValue{}
 	for name, age := range bucketAges(cfg) {
-		if err := e.openBucket(ctx, name, age); err != nil {
+		if err := e.openBucket(ctx, name, age, cfg.AsIs); err != nil {
 			return fmt.Errorf("bucket %s: %w", name, err)
 		}
 	}
@@ -72,7 +72,7 @@ func (e *engine) openBuckets(ctx context.Context, cfg Config) error {
 
 // openBucket makes the stream of a bucket itself, as NATS's ADR-8 has it: the
 // ones that the client library makes can never let a value be overwritten.
-func (e *engine) openBucket(ctx context.Context, name BucketName, age time.Duration) error {
+func (e *engine) openBucket(ctx context.Context, name BucketName, age time.Duration, asIs bool) error {
 	stream, err := e.js.Stream(ctx, bucketStream(name))
 	switch {
 	case errors.Is(err, jetstream.ErrStreamNotFound):
@@ -86,7 +86,7 @@ func (e *engine) openBucket(ctx context.Context, name BucketName, age time.Durat
 			AllowRollup:       true,
 			AllowDirect:       true,
 		})
-	case err == nil && stream.CachedInfo().Config.MaxAge != age:
+	case err == nil && !asIs && stream.CachedInfo().Config.MaxAge != age:
 		changed := stream.CachedInfo().Config
 		changed.MaxAge = age
 		_, err = e.js.UpdateStream(ctx, changed)

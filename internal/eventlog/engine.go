@@ -215,7 +215,7 @@ func (e *engine) start(ctx context.Context, cfg Config) error {
 
 func (e *engine) createStreams(ctx context.Context, cfg Config) error {
 	var err error
-	e.inbox, err = e.ensureStream(ctx, jetstream.StreamConfig{
+	e.inbox, err = e.ensureStream(ctx, cfg.AsIs, jetstream.StreamConfig{
 		Name:                 inboxStream,
 		Description:          "Raw Stripe events, once per event id",
 		Subjects:             []string{inboxSubject("*")},
@@ -229,7 +229,7 @@ func (e *engine) createStreams(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return err
 	}
-	e.orders, err = e.ensureStream(ctx, jetstream.StreamConfig{
+	e.orders, err = e.ensureStream(ctx, cfg.AsIs, jetstream.StreamConfig{
 		Name:        ordersStream,
 		Description: "Order events, each with the whole order",
 		Subjects:    []string{orderSubject("*")},
@@ -255,7 +255,7 @@ func (e *engine) createStreams(ctx context.Context, cfg Config) error {
 
 // ensureStream creates a stream, or brings what may change of an existing one to
 // the configuration.
-func (e *engine) ensureStream(ctx context.Context, cfg jetstream.StreamConfig) (jetstream.Stream, error) {
+func (e *engine) ensureStream(ctx context.Context, asIs bool, cfg jetstream.StreamConfig) (jetstream.Stream, error) {
 	cfg.Storage = jetstream.FileStorage
 	cfg.Retention = jetstream.LimitsPolicy
 	cfg.Replicas = 1
@@ -264,8 +264,8 @@ func (e *engine) ensureStream(ctx context.Context, cfg jetstream.StreamConfig) (
 	case errors.Is(err, jetstream.ErrStreamNotFound):
 		cfg.Metadata = map[string]string{metadataID: nuid.Next(), metadataFormat: format}
 		return e.js.CreateStream(ctx, cfg)
-	case err != nil:
-		return nil, err
+	case err != nil || asIs:
+		return stream, err
 	}
 	existing := stream.CachedInfo().Config
 	changed := existing

@@ -60,6 +60,8 @@ type Config struct {
 	// InboxMaxBytes and OrdersMaxBytes are what the streams may take on disk before
 	// they refuse new events; 0 is without limit.
 	InboxMaxBytes, OrdersMaxBytes int64
+	// AsIs leaves the limits of an existing log as they are, for a look at it.
+	AsIs bool
 	// MaxEventBytes is the largest raw event, in bytes.
 	MaxEventBytes int
 	// Logger gets what the operator should know.

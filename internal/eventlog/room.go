@@ -35,8 +35,8 @@ type Room struct {
 	MaxAge time.Duration
 }
 
-// nearlyFull reports whether the stream will soon refuse events.
-func (r Room) nearlyFull() bool {
+// NearlyFull reports whether the stream will soon refuse events.
+func (r Room) NearlyFull() bool {
 	return r.MaxBytes > 0 && float64(r.Bytes) >= fullShare*float64(r.MaxBytes)
 }
 
@@ -100,7 +100,7 @@ func (e *engine) warnOfRoom(dir string) {
 		return // that the log is away is said elsewhere
 	}
 	for _, room := range rooms {
-		if room.nearlyFull() {
+		if room.NearlyFull() {
 			e.logger.Error("a stream is nearly full: it will refuse new events, and none of the old ones goes before its time",
 				"stream", room.Stream, "bytes", room.Bytes, "max_bytes", room.MaxBytes, "oldest", room.Oldest,
 				"mend", "raise --"+room.Stream+"-max-bytes, or keep events for less long with --"+room.Stream+"-max-age")

@@ -67,6 +67,13 @@ func TestRoom(t *testing.T) {
 	}
 	l.Close()
 	cfg.InboxMaxBytes = 0
+	look := cfg
+	look.AsIs, look.InboxMaxAge, look.OrdersMaxAge = true, time.Hour, time.Hour
+	l = openLog(t, look)
+	if after, err := l.Rooms(deadline(t)); err != nil || after[0].MaxBytes != 50_000 || after[0].MaxAge != cfg.InboxMaxAge || after[1].MaxAge != cfg.OrdersMaxAge {
+		t.Errorf("a look at the log left %+v, %v", after, err)
+	}
+	l.Close()
 	l = openLog(t, cfg)
 	if err := appendBody("evt_more"); err != nil {
 		t.Errorf("without a limit: %v", err)

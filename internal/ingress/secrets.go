@@ -99,6 +99,12 @@ func (s *Secrets) follow(onChange func([]stripehook.Secret)) {
 	onChange(s.Current())
 }
 
+// The gauges that say when a secret matched, by its label.
+const (
+	LastMatchMetric  = "ordergate_ingress_signature_last_match_timestamp_seconds"
+	LastNeededMetric = "ordergate_ingress_signature_last_needed_timestamp_seconds"
+)
+
 // matches shows which of the current secrets match, and nothing of others.
 type matches struct {
 	total        *prometheus.CounterVec
@@ -115,11 +121,11 @@ func newMatches() *matches {
 			Help: "Verified webhook requests by the label of the secret that matched.",
 		}, []string{"secret"}),
 		last: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "ordergate_ingress_signature_last_match_timestamp_seconds",
+			Name: LastMatchMetric,
 			Help: "When a secret matched last, by its label, in Unix time; 0: not since it is known.",
 		}, []string{"secret"}),
 		needed: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "ordergate_ingress_signature_last_needed_timestamp_seconds",
+			Name: LastNeededMetric,
 			Help: "When a secret was last the only one that matched, by its label, in Unix time; 0: not since it is known. One that is not needed any more can go.",
 		}, []string{"secret"}),
 	}
