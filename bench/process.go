@@ -1,0 +1,122 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"time"
+)
+
+// readyTimeout bounds how long a contender may take until it answers.
+const readyTimeout = time.Minute
+
+// process is a contender that runs.
+type process struct {
+	cmd    *exec.Cmd
+	stderr bytes.Buffer
+}
+
+// start starts a program, and returns when it takes connections at addr.
+func start(ctx context.Context, addr string, cmd *exec.Cmd) (*process, error) {
+	p := &process{cmd: cmd}
+	cmd.Stderr, cmd.Stdout = &p.stderr, &p.stderr
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	deadline := time.Now().Add(readyTimeout)
+	for time.Now().Before(deadline) && ctx.Err() == nil {
+		conn, err := net.Dial("tcp", addr)
+		if err == nil {
+			conn.Close()
+			return p, nil
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	p.stop()
+	return nil, fmt.Errorf("%s does not take connections: %s", cmd.Path, p.tail())
+}
+
+// stop ends the process in order, and returns the CPU time it took.
+func (p *process) stop() time.Duration {
+	p.cmd.Process.Signal(syscall.SIGTERM)
+	timer := time.AfterFunc(20*time.Second, func() { p.cmd.Process.Kill() })
+	defer timer.Stop()
+	p.cmd.Wait()
+	return p.cmd.ProcessState.UserTime() + p.cmd.ProcessState.SystemTime()
+}
+
+func (p *process) tail() string {
+	text := p.stderr.Bytes()
+	return string(text[max(0, len(text)-2000):])
+}
+
+// freeAddr finds a port that was free a moment ago.
+func freeAddr() (string, error) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	defer listener.Close()
+	return listener.Addr().String(), nil
+}
+
+// build makes the binary of ordergate.
+func (b *bench) build(ctx context.Context) error {
+	b.gateway = filepath.Join(b.work, "ordergate")
+	out, err := exec.CommandContext(ctx, "go", "build", "-o", b.gateway, "github.com/ordergate/ordergate/cmd/ordergate").CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("build ordergate: %w\n%s", err, out)
+	}
+	return nil
+}
+
+// gatewayAddrs are where a gateway listens.
+type gatewayAddrs struct{ ingress, grpc, admin string }
+
+// startGateway runs `ordergate serve` on a directory.
+func (b *bench) startGateway(ctx context.Context, dir string, args ...string) (*process, gatewayAddrs, error) {
+	var addrs gatewayAddrs
+	for _, addr := range []*string{&addrs.ingress, &addrs.grpc, &addrs.admin} {
+		var err error
+		if *addr, err = freeAddr(); err != nil {
+			return nil, addrs, err
+		}
+	}
+	cmd := exec.Command(b.gateway, append([]string{"serve", "--data-dir", dir, "--log-level", "warn",
+		"--ingress-addr", addrs.ingress, "--grpc-addr", addrs.grpc, "--admin-addr", addrs.admin}, args...)...)
+	cmd.Dir = b.work
+	cmd.Env = append(os.Environ(), "STRIPE_WEBHOOK_SECRET="+secret)
+	p, err := start(ctx, addrs.ingress, cmd)
+	return p, addrs, err
+}
+
+// self starts this program as a contender.
+func (b *bench) self(ctx context.Context, what string, env ...string) (*process, string, error) {
+	addr, err := freeAddr()
+	if err != nil {
+		return nil, "", err
+	}
+	own, err := os.Executable()
+	if err != nil {
+		return nil, "", err
+	}
+	cmd := exec.Command(own, "--serve", what)
+	cmd.Env = append(append(os.Environ(), "BENCH_ADDR="+addr), env...)
+	p, err := start(ctx, addr, cmd)
+	return p, addr, err
+}
+
+// serveContender is what a process does that was started by self.
+func serveContender(ctx context.Context, what string) error {
+	serve := map[string]func(context.Context, string) error{"bare": serveBare, "postgres": servePostgres}[what]
+	if serve == nil {
+		return errors.New("there is no such contender")
+	}
+	return serve(ctx, os.Getenv("BENCH_ADDR"))
+}
