@@ -41,6 +41,7 @@ type suite struct {
 
 var suites = []suite{
 	{"ingest", ingest},
+	{"fanout", fanout},
 }
 
 // bench is one run.

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"syscall"
 	"time"
 )
@@ -49,6 +50,39 @@ func (p *process) stop() time.Duration {
 	defer timer.Stop()
 	p.cmd.Wait()
 	return p.cmd.ProcessState.UserTime() + p.cmd.ProcessState.SystemTime()
+}
+
+// cpu is the CPU time that the process has taken (Linux).
+func (p *process) cpu() (time.Duration, error) {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))
+	if err != nil {
+		return 0, err
+	}
+	// What is behind the name, which is in brackets: see proc_pid_stat(5).
+	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
+	if len(fields) < 13 {
+		return 0, fmt.Errorf("/proc/PID/stat: %q", stat)
+	}
+	var ticks time.Duration
+	for _, field := range fields[11:13] {
+		n, err := strconv.ParseInt(string(field), 10, 64)
+		if err != nil {
+			return 0, err
+		}
+		ticks += time.Duration(n)
+	}
+	return ticks * (time.Second / 100), nil
+}
+
+// rss is the resident memory of the process, in bytes (Linux).
+func (p *process) rss() (int64, error) {
+	statm, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", p.cmd.Process.Pid))
+	if err != nil {
+		return 0, err
+	}
+	var size, resident int64
+	_, err = fmt.Sscan(string(statm), &size, &resident)
+	return resident * int64(os.Getpagesize()), err
 }
 
 func (p *process) tail() string {
@@ -114,7 +148,7 @@ func (b *bench) self(ctx context.Context, what string, env ...string) (*process,
 
 // serveContender is what a process does that was started by self.
 func serveContender(ctx context.Context, what string) error {
-	serve := map[string]func(context.Context, string) error{"bare": serveBare, "postgres": servePostgres}[what]
+	serve := map[string]func(context.Context, string) error{"bare": serveBare, "postgres": servePostgres, "stream": serveStream}[what]
 	if serve == nil {
 		return errors.New("there is no such contender")
 	}

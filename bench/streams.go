@@ -1,0 +1,247 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/encoding"
+	"google.golang.org/grpc/mem"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
+)
+
+// raw is a message as it goes over the wire, for both ends: what is compared are
+// streams, not decoders.
+type raw []byte
+
+// rawCodec passes bytes on as they are.
+type rawCodec struct{}
+
+func (rawCodec) Name() string { return "proto" }
+
+func (rawCodec) Marshal(v any) (mem.BufferSlice, error) {
+	switch m := v.(type) {
+	case *raw:
+		return mem.BufferSlice{mem.SliceBuffer(*m)}, nil
+	case proto.Message:
+		b, err := proto.Marshal(m)
+		return mem.BufferSlice{mem.SliceBuffer(b)}, err
+	}
+	return nil, errors.New("not a message")
+}
+
+func (rawCodec) Unmarshal(data mem.BufferSlice, v any) error {
+	m, ok := v.(*raw)
+	if !ok {
+		return errors.New("not raw")
+	}
+	*m = data.MaterializeToBuffer(mem.DefaultBufferPool()).ReadOnlyData()
+	return nil
+}
+
+var _ encoding.CodecV2 = rawCodec{}
+
+const watchMethod = "/ordergate.v1.OrderService/WatchOrders"
+
+// turns are the numbers of watchers, and how many events each of them gets.
+var turns = []struct{ watchers, events int }{{1, 60_000}, {100, 3_000}, {1000, 300}}
+
+// fanout measures how many events a second reach watchers in all. Each watcher
+// waits for events that then come as fast as they can: raw grpc-go has them in
+// memory; ordergate has them in its log, and those who watch begin together
+// behind what was stored before.
+func fanout(ctx context.Context, b *bench) error {
+	m, err := newMaker()
+	if err != nil {
+		return err
+	}
+	most := 0
+	for _, turn := range turns {
+		most = max(most, turn.events)
+	}
+	dir, err := b.dir("fanout")
+	if err != nil {
+		return err
+	}
+	data := filepath.Join(dir, "data")
+	message, err := b.fill(ctx, data, m, most)
+	if err != nil {
+		return err
+	}
+	for round := range b.Rounds {
+		for _, turn := range turns {
+			b.say("fanout, round %d of %d: %d watchers", round+1, b.Rounds, turn.watchers)
+			if err := b.fanoutRaw(ctx, turn.watchers, turn.events, message); err != nil {
+				return err
+			}
+			if err := b.fanoutGateway(ctx, data, turn.watchers, turn.events); err != nil {
+				return err
+			}
+		}
+	}
+	for _, turn := range turns {
+		b.report.goal("fanout", fmt.Sprintf("ordergate / raw grpc-go, %d watchers", turn.watchers), fmt.Sprintf("ordergate, %d watchers", turn.watchers), fmt.Sprintf("raw grpc-go, %d watchers", turn.watchers), 0.7, false)
+	}
+	b.report.goal("fanout", "CPU per event: 1000 watchers / 1 watcher", "ordergate, CPU per event, 1000 watchers", "ordergate, CPU per event, 1 watchers", 1.25, true)
+	return nil
+}
+
+// fill stores orders in a new log, and returns one of its messages as a watcher
+// gets it.
+func (b *bench) fill(ctx context.Context, data string, m *maker, events int) (raw, error) {
+	p, addrs, err := b.startGateway(ctx, data)
+	if err != nil {
+		return nil, err
+	}
+	defer p.stop()
+	b.say("storing %d orders", events)
+	for left := events; left > 0; {
+		n := min(left, 50_000)
+		done, err := send(ctx, addrs.ingress, m.events(n), connections, 10*time.Minute, 200, nil)
+		if err != nil || done.failed > 0 {
+			return nil, errors.Join(err, done.first)
+		}
+		left -= n
+	}
+	var message raw
+	return message, b.receive(ctx, addrs.grpc, 1, events, func(got raw) { message = got })
+}
+
+// receive has a number of watchers take events from the beginning, all at once.
+func (b *bench) receive(ctx context.Context, addr string, watchers, events int, each func(raw)) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
+	defer cancel()
+	request, err := proto.Marshal(&ordergatev1.WatchOrdersRequest{
+		Start: &ordergatev1.WatchOrdersRequest_FromBeginning{FromBeginning: true}, HeartbeatInterval: durationpb.New(time.Minute),
+	})
+	if err != nil {
+		return err
+	}
+	var receiving sync.WaitGroup
+	var failed atomic.Pointer[error]
+	// As many connections as a fleet of clients has, up to what is sensible here.
+	conns := make([]*grpc.ClientConn, min(watchers, 20))
+	for i := range conns {
+		if conns[i], err = grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDefaultCallOptions(grpc.ForceCodecV2(rawCodec{}))); err != nil {
+			return err
+		}
+		defer conns[i].Close()
+	}
+	for i := range watchers {
+		receiving.Go(func() {
+			stream, err := conns[i%len(conns)].NewStream(ctx, &grpc.StreamDesc{ServerStreams: true}, watchMethod)
+			if err == nil {
+				err = errors.Join(stream.SendMsg((*raw)(&request)), stream.CloseSend())
+			}
+			for got := 0; err == nil && got < events; {
+				var message raw
+				if err = stream.RecvMsg(&message); err == nil && len(message) > 0 && message[0] == 1<<3|2 { // the field `event`
+					got++
+					if each != nil {
+						each(message)
+					}
+				}
+			}
+			if err != nil {
+				failed.Store(&err)
+			}
+		})
+	}
+	receiving.Wait()
+	if err := failed.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+// cpuTime is what this process has used.
+func cpuTime() time.Duration {
+	var usage syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &usage); err != nil {
+		return 0
+	}
+	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
+}
+
+func (b *bench) fanoutRaw(ctx context.Context, watchers, events int, message raw) error {
+	file := filepath.Join(b.work, "message")
+	if err := os.WriteFile(file, message, 0o600); err != nil {
+		return err
+	}
+	p, addr, err := b.self(ctx, "stream", "BENCH_MESSAGE="+file)
+	if err != nil {
+		return err
+	}
+	defer p.stop()
+	began := time.Now()
+	if err := b.receive(ctx, addr, watchers, events, nil); err != nil {
+		return err
+	}
+	b.report.add("fanout", fmt.Sprintf("raw grpc-go, %d watchers", watchers), "events/s", float64(watchers*events)/time.Since(began).Seconds())
+	return nil
+}
+
+func (b *bench) fanoutGateway(ctx context.Context, data string, watchers, events int) error {
+	p, addrs, err := b.startGateway(ctx, data)
+	if err != nil {
+		return err
+	}
+	before, err := p.cpu()
+	if err != nil {
+		p.stop()
+		return err
+	}
+	began := time.Now()
+	if err := b.receive(ctx, addrs.grpc, watchers, events, nil); err != nil {
+		p.stop()
+		return fmt.Errorf("%w: %s", err, p.tail())
+	}
+	took := time.Since(began)
+	after, err := p.cpu()
+	p.stop()
+	if err != nil {
+		return err
+	}
+	b.report.add("fanout", fmt.Sprintf("ordergate, %d watchers", watchers), "events/s", float64(watchers*events)/took.Seconds())
+	b.report.add("fanout", fmt.Sprintf("ordergate, CPU per event, %d watchers", watchers), "µs", (after-before).Seconds()*1e6/float64(watchers*events))
+	return nil
+}
+
+// serveStream streams one message, over and over, to whoever calls.
+func serveStream(ctx context.Context, addr string) error {
+	message, err := os.ReadFile(os.Getenv("BENCH_MESSAGE"))
+	if err != nil {
+		return err
+	}
+	listener, err := net.Listen("tcp", addr)
+	if err != nil {
+		return err
+	}
+	server := grpc.NewServer(grpc.ForceServerCodecV2(rawCodec{}), grpc.MaxConcurrentStreams(10_000), grpc.UnknownServiceHandler(func(_ any, stream grpc.ServerStream) error {
+		var request raw
+		if err := stream.RecvMsg(&request); err != nil {
+			return err
+		}
+		for stream.Context().Err() == nil {
+			if err := stream.SendMsg((*raw)(&message)); err != nil {
+				return err
+			}
+		}
+		return nil
+	}))
+	context.AfterFunc(ctx, server.Stop)
+	return server.Serve(listener)
+}
+
