@@ -63,7 +63,8 @@ type gateway struct {
 // Everything about the settings is checked before that.
 func newGateway(ctx context.Context, cfg config.Config, logger *slog.Logger) (_ *gateway, err error) {
 	secrets, secretsErr := ingress.LoadSecrets(cfg.StripeWebhookSecret, cfg.StripeWebhookSecretFile, logger)
-	stripe, stripeErr := newStripeClient(cfg, logger)
+	metrics := prometheus.NewRegistry()
+	stripe, stripeErr := newStripeClient(cfg, metrics, logger)
 	access, accessErr := loadAccess(cfg, logger)
 	keys, keysErr := loadKeys(cfg.TLSCert, cfg.TLSKey, cfg.TLSClientCA, "--tls-cert, --tls-key, --tls-client-ca", logger)
 	ingressKeys, ingressKeysErr := loadKeys(cfg.IngressTLSCert, cfg.IngressTLSKey, "", "--ingress-tls-cert, --ingress-tls-key", logger)
@@ -83,6 +84,7 @@ func newGateway(ctx context.Context, cfg config.Config, logger *slog.Logger) (_ 
 		OrdersMaxAge:  cfg.OrdersMaxAge,
 		MaxEventBytes: int(cfg.MaxBodyBytes),
 		Logger:        logger,
+		Metrics:       metrics,
 	})
 	if err != nil {
 		return nil, err
@@ -90,7 +92,6 @@ func newGateway(ctx context.Context, cfg config.Config, logger *slog.Logger) (_ 
 	if err := g.listen(ctx); err != nil {
 		return nil, err
 	}
-	metrics := prometheus.NewRegistry()
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	g.pipeline = pipeline.New(pipeline.Config{
 		Log:           g.log,
@@ -107,6 +108,7 @@ func newGateway(ctx context.Context, cfg config.Config, logger *slog.Logger) (_ 
 		security.TLS = keys.Config("h2")
 	}
 	g.grpc = grpcapi.New(g.log, g.pipeline, g.subscriptions, security, logger)
+	metrics.MustRegister(g.grpc.Collector())
 	g.conn, err = grpc.NewClient(inProcessTarget, g.dialOptions()...)
 	if err != nil {
 		return nil, err
@@ -167,7 +169,7 @@ func (g *gateway) dialOptions() []grpc.DialOption {
 }
 
 // newStripeClient returns nil without an API key.
-func newStripeClient(cfg config.Config, logger *slog.Logger) (*stripeapi.Client, error) {
+func newStripeClient(cfg config.Config, metrics prometheus.Registerer, logger *slog.Logger) (*stripeapi.Client, error) {
 	if len(cfg.StripeAPIKey) == 0 {
 		logger.Info("no STRIPE_API_KEY: orders carry no line items, and events that are missed while the gateway is away are not listed")
 		return nil, nil
@@ -178,7 +180,7 @@ func newStripeClient(cfg config.Config, logger *slog.Logger) (*stripeapi.Client,
 				"mend", "in the Stripe Dashboard (Developers > API keys), create one with Read on Checkout Sessions, Products, Prices, Invoices, PaymentIntents and Events")
 		}
 	}
-	return stripeapi.New(stripeapi.Config{Keys: cfg.StripeAPIKey, Base: cfg.StripeAPIBase, Rate: cfg.StripeRate, Logger: logger})
+	return stripeapi.New(stripeapi.Config{Keys: cfg.StripeAPIKey, Base: cfg.StripeAPIBase, Rate: cfg.StripeRate, Logger: logger, Metrics: metrics})
 }
 
 // listen binds every door, and reports every one that is taken.

@@ -52,6 +52,8 @@ func (l *Log) AppendInbox(ctx context.Context, event RawEvent) (duplicate bool, 
 	if err != nil {
 		return false, err
 	}
+	began := time.Now()
+	defer func() { l.cfg.measures.appendSeconds.Observe(time.Since(began).Seconds()) }()
 	ctx, cancel := e.alive(ctx)
 	defer cancel()
 	msg := &nats.Msg{Subject: inboxSubject(event.ID), Data: event.Body, Header: nats.Header{headerSecret: {event.SecretLabel}}}

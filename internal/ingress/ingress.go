@@ -67,7 +67,7 @@ type Config struct {
 
 type handler struct {
 	Config
-	requests *prometheus.CounterVec
+	measures *measures
 	matched  *matches
 	held     *semaphore.Weighted // bytes of bodies
 }
@@ -75,15 +75,12 @@ type handler struct {
 // New returns the handler of the ingress.
 func New(cfg Config) http.Handler {
 	h := &handler{
-		Config: cfg,
-		held:   semaphore.NewWeighted(maxHeldBytes),
-		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "ordergate_ingress_requests_total",
-			Help: "Webhook requests by outcome.",
-		}, []string{"outcome"}),
-		matched: newMatches(),
+		Config:   cfg,
+		held:     semaphore.NewWeighted(maxHeldBytes),
+		measures: newMeasures(cfg.Metrics),
+		matched:  newMatches(),
 	}
-	cfg.Metrics.MustRegister(h.requests, h.matched.total, h.matched.last)
+	cfg.Metrics.MustRegister(h.matched.total, h.matched.last)
 	cfg.Secrets.follow(h.matched.show)
 	return h
 }
@@ -98,13 +95,13 @@ type refusal struct {
 }
 
 func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	began := time.Now()
 	outcome, refused := h.receive(w, r)
+	h.measures.answered(outcome, refused, began)
 	if refused == nil {
-		h.requests.WithLabelValues(outcome).Inc()
 		answer(w, http.StatusOK, map[string]any{"received": true})
 		return
 	}
-	h.requests.WithLabelValues(refused.outcome).Inc()
 	h.logRefusal(r, refused)
 	switch refused.status {
 	case http.StatusMethodNotAllowed:

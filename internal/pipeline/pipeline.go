@@ -99,14 +99,14 @@ type Config struct {
 	ItemsDeadline time.Duration
 	// Logger gets one line for each event.
 	Logger *slog.Logger
-	// Metrics is where the counters are registered.
+	// Metrics is where the metrics are registered.
 	Metrics prometheus.Registerer
 }
 
 // Pipeline converts events. Make one with New.
 type Pipeline struct {
 	Config
-	outcomes *prometheus.CounterVec
+	measures *measures
 
 	// replayed is the sequence up to which events may have been delivered before
 	// the gateway was started. Set by Run.
@@ -128,18 +128,14 @@ type Pipeline struct {
 // New returns a pipeline from the inbox of a log to its orders.
 func New(cfg Config) *Pipeline {
 	p := &Pipeline{
-		Config: cfg,
-		outcomes: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "ordergate_pipeline_events_total",
-			Help: "Events taken from the inbox by what became of them.",
-		}, []string{"outcome"}),
+		Config:        cfg,
 		slowSlots:     semaphore.NewWeighted(maxSlow),
 		retryDelay:    retryDelay,
 		itemsInterval: itemsInterval,
 		itemsPause:    itemsPause,
 		backlogAge:    backlogAge,
 	}
-	cfg.Metrics.MustRegister(p.outcomes)
+	p.measures = newMeasures(p, cfg.Metrics)
 	return p
 }
 
@@ -386,7 +382,7 @@ func (p *Pipeline) settle(ctx context.Context, r *result) {
 			r.outcome, r.err = retried, errors.Join(r.err, err)
 		}
 	}
-	p.outcomes.WithLabelValues(string(r.outcome)).Inc()
+	p.measures.settled(r)
 	p.logResult(r)
 	if r.message == nil {
 		return

@@ -60,6 +60,7 @@ const (
 type item struct {
 	sequence uint64
 	stored   time.Time // when the event was stored; zero: not known yet
+	goods    goods     // known with stored
 	attempts int
 	retry    time.Time // when it may be delivered again, after a nack; zero: at once
 }

@@ -376,6 +376,7 @@ func (s *Subscription) restoreHeads(ctx context.Context, heads []head) error {
 			mu.Lock()
 			defer mu.Unlock()
 			s.q.restoreHead(order, h, next, records[0].Time)
+			s.q.lanes[order].head.goods = goodsOf(records[0])
 			return nil
 		})
 	}

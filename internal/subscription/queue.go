@@ -90,7 +90,7 @@ func (q *queue) arrive(record *eventlog.OrderRecord, wanted bool, now time.Time)
 	}
 	switch {
 	case l.head == nil:
-		l.head = &item{sequence: record.Sequence, stored: record.Time}
+		l.head = &item{sequence: record.Sequence, stored: record.Time, goods: goodsOf(record)}
 		q.note(l)
 		if l.state == laneIdle {
 			q.place(l, now)
@@ -186,7 +186,7 @@ func (q *queue) apply(read laneRead, record *eventlog.OrderRecord, next, upTo ui
 // read gives an unread lane the event of its target.
 func (q *queue) read(l *lane, record *eventlog.OrderRecord, now time.Time) {
 	l.event, l.size, l.kind, l.eventID = record, record.Size(), record.Kind, record.EventID()
-	l.target().stored = record.Time
+	l.target().stored, l.target().goods = record.Time, goodsOf(record)
 	q.place(l, now)
 }
 
