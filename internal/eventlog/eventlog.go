@@ -127,7 +127,9 @@ func Open(ctx context.Context, cfg Config) (_ *Log, err error) {
 	}
 	supervised, stop := context.WithCancel(context.Background())
 	l := &Log{cfg: cfg, lock: lock, dir: dir, stop: stop, done: make(chan struct{}), engine: e, opened: 1, changed: make(chan struct{})}
-	l.showWritable(cfg.Metrics)
+	if cfg.Metrics != nil {
+		cfg.Metrics.MustRegister(collector{l})
+	}
 	go l.supervise(supervised, e)
 	return l, nil
 }

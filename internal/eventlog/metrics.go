@@ -49,17 +49,36 @@ func (m *measures) flushed(waiters int, took time.Duration) {
 	m.flushWaiters.Observe(float64(waiters))
 }
 
-// showWritable registers whether the log can commit, unless registerer is nil.
-func (l *Log) showWritable(registerer prometheus.Registerer) {
-	promauto.With(registerer).NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "ordergate_log_writable",
-		Help: "1 while the log can commit, 0 while it is being opened again after a failure.",
-	}, func() float64 {
-		if l.Ready() != nil {
-			return 0
-		}
-		return 1
-	})
+// collector looks at the log when metrics are asked for.
+type collector struct{ log *Log }
+
+var (
+	writable  = prometheus.NewDesc("ordergate_log_writable", "1 while the log can commit, 0 while it is being opened again after a failure.", nil, nil)
+	diskBytes = prometheus.NewDesc("ordergate_log_disk_bytes", "How large the disk of the data directory is.", nil, nil)
+	diskFree  = prometheus.NewDesc("ordergate_log_disk_free_bytes", "How much of the disk of the data directory is free for the gateway.", nil, nil)
+)
+
+// Describe is for the registry.
+func (c collector) Describe(descriptions chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{writable, diskBytes, diskFree} {
+		descriptions <- d
+	}
+}
+
+// Collect is for the registry.
+func (c collector) Collect(metrics chan<- prometheus.Metric) {
+	gauge := func(d *prometheus.Desc, value float64) {
+		metrics <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value)
+	}
+	can := 1.0
+	if c.log.Ready() != nil {
+		can = 0
+	}
+	gauge(writable, can)
+	if free, total, err := diskSpace(c.log.dir); err == nil { // on Linux
+		gauge(diskBytes, float64(total))
+		gauge(diskFree, float64(free))
+	}
 }
 
 // InboxBacklog returns how many events of INBOX were not dealt with yet, and when
@@ -69,33 +88,35 @@ func (l *Log) InboxBacklog(ctx context.Context) (events uint64, oldest time.Time
 	if err != nil {
 		return 0, time.Time{}, err
 	}
-	info, err := e.converterInfo(ctx)
-	if err != nil || info == nil {
+	events, after, err := e.unconverted(ctx)
+	if err != nil || events == 0 {
 		return 0, time.Time{}, err
 	}
-	events = info.NumPending + uint64(info.NumAckPending)
-	if events == 0 {
-		return 0, time.Time{}, nil
-	}
-	waiting, err := l.ReadInbox(ctx, info.AckFloor.Stream, 1)
+	waiting, err := l.ReadInbox(ctx, after, 1)
 	if err != nil || len(waiting) == 0 {
 		return events, time.Time{}, err
 	}
 	return events, waiting[0].StoreTime, nil
 }
 
-// converterInfo returns nil before anything was ever converted.
-func (e *engine) converterInfo(ctx context.Context) (*jetstream.ConsumerInfo, error) {
+// unconverted returns how many events were not dealt with yet, and the sequence up
+// to which all were.
+func (e *engine) unconverted(ctx context.Context) (events, after uint64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	consumer, err := e.inbox.Consumer(ctx, converterConsumer)
-	switch {
-	case errors.Is(err, jetstream.ErrConsumerNotFound):
-		return nil, nil
-	case err != nil:
-		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
+	if errors.Is(err, jetstream.ErrConsumerNotFound) { // nothing was converted yet
+		info, err := e.inbox.Info(ctx)
+		if err != nil {
+			return 0, 0, fmt.Errorf("%w: %w", ErrUnavailable, err)
+		}
+		return info.State.Msgs, 0, nil
 	}
-	return consumer.CachedInfo(), nil
+	if err != nil {
+		return 0, 0, fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	info := consumer.CachedInfo()
+	return info.NumPending + uint64(info.NumAckPending), info.AckFloor.Stream, nil
 }
 
 // Count returns how many keys a bucket has. It reads no values.

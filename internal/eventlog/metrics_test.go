@@ -135,7 +135,9 @@ func TestInboxBacklog(t *testing.T) {
 			return gotEvents == events && gotOldest == oldest
 		})
 	}
+	expect(0, "")
 	appendInbox(t, l, "evt_1")
+	expect(1, "evt_1") // before there was a converter
 	consume(t, l, 1, true)
 	expect(0, "")
 	appendInbox(t, l, "evt_2")
