@@ -27,6 +27,7 @@ import (
 	"github.com/ordergate/ordergate/internal/pipeline"
 	"github.com/ordergate/ordergate/internal/stripeapi"
 	"github.com/ordergate/ordergate/internal/subscription"
+	"github.com/ordergate/ordergate/internal/telemetry"
 )
 
 // inProcessBuffer is the buffer of the connection between the admin listener
@@ -50,6 +51,7 @@ type gateway struct {
 	ingressKeys   *auth.Keys // the same
 	grpc          *grpcapi.Server
 	conn          *grpc.ClientConn // to the own gRPC server
+	tracing       *telemetry.Tracing
 	ingress       *http.Server
 	admin         *http.Server
 
@@ -78,6 +80,10 @@ func newGateway(ctx context.Context, cfg config.Config, logger *slog.Logger) (_ 
 			g.close()
 		}
 	}()
+	g.tracing, err = telemetry.NewTracing(ctx, telemetry.TraceConfig{Endpoint: cfg.OTLPEndpoint, Ratio: cfg.TraceRatio, Version: version(), Logger: logger})
+	if err != nil {
+		return nil, err
+	}
 	g.log, err = eventlog.Open(ctx, eventlog.Config{
 		Dir:           cfg.DataDir,
 		InboxMaxAge:   cfg.InboxMaxAge,
@@ -100,8 +106,10 @@ func newGateway(ctx context.Context, cfg config.Config, logger *slog.Logger) (_ 
 		ItemsDeadline: cfg.LineItemsDeadline,
 		Logger:        logger,
 		Metrics:       metrics,
+		Tracer:        g.tracing.Tracer(),
 	})
 	g.subscriptions = subscription.New(g.log, logger)
+	g.subscriptions.Trace(g.tracing.Tracer())
 	metrics.MustRegister(g.subscriptions.Collector())
 	security := grpcapi.Security{Access: access}
 	if keys != nil {
@@ -122,6 +130,7 @@ func newGateway(ctx context.Context, cfg config.Config, logger *slog.Logger) (_ 
 		Proxies:      proxies,
 		Logger:       logger,
 		Metrics:      metrics,
+		Tracer:       g.tracing.Tracer(),
 		Now:          time.Now,
 	}), logger)
 	if ingressKeys != nil {
@@ -277,6 +286,7 @@ func (g *gateway) close() error {
 	if g.log != nil {
 		problems = append(problems, g.log.Close())
 	}
+	g.tracing.Close()
 	return errors.Join(problems...)
 }
 

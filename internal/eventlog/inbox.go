@@ -56,13 +56,17 @@ func (l *Log) AppendInbox(ctx context.Context, event RawEvent) (duplicate bool, 
 	defer func() { l.cfg.measures.appendSeconds.Observe(time.Since(began).Seconds()) }()
 	ctx, cancel := e.alive(ctx)
 	defer cancel()
+	ctx, span := startSpan(ctx, "append")
+	defer span.End()
 	msg := &nats.Msg{Subject: inboxSubject(event.ID), Data: event.Body, Header: nats.Header{headerSecret: {event.SecretLabel}}}
+	putTrace(ctx, msg.Header)
 	_, err = e.js.PublishMsg(ctx, msg)
 	if err != nil {
 		if duplicate, err = e.resolveInbox(ctx, event.ID, err); err != nil {
 			return false, err
 		}
 	}
+	span.AddEvent("written") // the rest is the wait for a flush
 	// A refused copy waits for a flush as well: the first one may still be
 	// waiting for its own.
 	if err := e.flush(ctx); err != nil {
@@ -244,6 +248,8 @@ type StoredEvent struct {
 	Sequence uint64
 	// StoreTime is when the event was stored, in UTC.
 	StoreTime time.Time
+
+	storedTrace
 }
 
 // InboxEvent returns the event of an id, or ErrNotFound.
@@ -272,6 +278,8 @@ func storedEvent(subject string, sequence uint64, stored time.Time, header nats.
 		RawEvent:  RawEvent{ID: subject[len(inboxSubject("")):], Body: body, SecretLabel: header.Get(headerSecret)},
 		Sequence:  sequence,
 		StoreTime: stored.UTC(),
+
+		storedTrace: traceOf(header),
 	}
 }
 

@@ -66,6 +66,7 @@ type OrderRecord struct {
 	// stored.
 	Directive ordergatev1.Directive
 
+	storedTrace
 	payload []byte
 }
 
@@ -175,6 +176,7 @@ func (l *Log) AppendOrder(ctx context.Context, event *ordergatev1.OrderEvent, pr
 
 		headerDirective: {strconv.Itoa(int(order.GetDirective()))},
 	}}
+	putTrace(ctx, msg.Header)
 	ctx, cancel := e.alive(ctx)
 	defer cancel()
 	ack, err := e.js.PublishMsg(ctx, msg, jetstream.WithExpectLastSequencePerSubject(previous))
@@ -266,7 +268,9 @@ func orderRecord(subject string, sequence uint64, stored time.Time, header nats.
 		Account:   header.Get(headerAccount),
 		Country:   header.Get(headerCountry),
 		Directive: ordergatev1.Directive(directive),
-		payload:   payload,
+
+		storedTrace: traceOf(header),
+		payload:     payload,
 	}
 }
 

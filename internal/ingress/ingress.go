@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sync/semaphore"
 
 	"github.com/ordergate/ordergate/internal/eventlog"
@@ -61,6 +62,8 @@ type Config struct {
 	Logger *slog.Logger
 	// Metrics is where the counters are registered.
 	Metrics prometheus.Registerer
+	// Tracer makes a span of each verified request; nil makes none.
+	Tracer trace.Tracer
 	// Now is the clock that signatures are compared with.
 	Now func() time.Time
 }
@@ -96,7 +99,7 @@ type refusal struct {
 
 func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	began := time.Now()
-	outcome, refused := h.receive(w, r)
+	outcome, refused := h.receive(w, r, began)
 	h.measures.answered(outcome, refused, began)
 	if refused == nil {
 		answer(w, http.StatusOK, map[string]any{"received": true})
@@ -119,7 +122,7 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // receive verifies and stores the event of a request. What costs least to
 // refuse is refused first.
-func (h *handler) receive(w http.ResponseWriter, r *http.Request) (outcome string, _ *refusal) {
+func (h *handler) receive(w http.ResponseWriter, r *http.Request, began time.Time) (outcome string, _ *refusal) {
 	if refused := h.checkHead(r); refused != nil {
 		return "", refused
 	}
@@ -140,7 +143,10 @@ func (h *handler) receive(w http.ResponseWriter, r *http.Request) (outcome strin
 		return "", &refusal{http.StatusBadRequest, "unreadable", "the body is not a Stripe event", err,
 			"the body was signed with a configured secret but is no event: is another product's webhook signed with it?"}
 	}
-	return h.store(r.Context(), event, secret, body)
+	ctx, span := h.startSpan(r.Context(), event, began)
+	outcome, refused = h.store(ctx, event, secret, body)
+	endSpan(span, outcome, refused)
+	return outcome, refused
 }
 
 // store appends the event, and goes on when the sender hangs up meanwhile: what

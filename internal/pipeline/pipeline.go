@@ -27,6 +27,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/semaphore"
 
@@ -101,6 +102,8 @@ type Config struct {
 	Logger *slog.Logger
 	// Metrics is where the metrics are registered.
 	Metrics prometheus.Registerer
+	// Tracer makes the spans of events that were traced; nil makes none.
+	Tracer trace.Tracer
 }
 
 // Pipeline converts events. Make one with New.
@@ -168,6 +171,7 @@ type result struct {
 	change     *orders.Change
 	outcome    Outcome
 	err        error
+	span       trace.Span // nil when it is not traced
 	// after is what is to be done once the event is on disk.
 	after []func(context.Context) error
 }
@@ -211,6 +215,7 @@ func (p *Pipeline) handle(ctx context.Context, batch []*eventlog.InboxMessage) {
 func (p *Pipeline) goSlow(ctx context.Context, r *result) {
 	if !p.slowSlots.TryAcquire(1) {
 		r.message.Retry(p.retryDelay(1))
+		r.endSpan()
 		return
 	}
 	r.slow, r.err = true, nil
@@ -223,6 +228,11 @@ func (p *Pipeline) goSlow(ctx context.Context, r *result) {
 
 // finish flushes what was made of events, and then is done with them.
 func (p *Pipeline) finish(ctx context.Context, results []*result) {
+	defer func() {
+		for _, r := range results {
+			r.endSpan()
+		}
+	}()
 	if len(results) == 0 || ctx.Err() != nil {
 		return
 	}
@@ -263,6 +273,7 @@ func (p *Pipeline) read(r *result) {
 
 // convert applies one event, and decides what becomes of it.
 func (p *Pipeline) convert(ctx context.Context, r *result) {
+	ctx = p.traced(ctx, r)
 	if r.event == nil { // what cannot be read now never can
 		p.park(ctx, r, Failed)
 		return
