@@ -126,3 +126,30 @@ func TestReadingAheadIsBounded(t *testing.T) {
 	f.expectUnshipped(s, time.Time{})
 	f.expectUnshipped(s, parcel)
 }
+
+// What a worker had in hand when the gateway ended is known again without one.
+func TestUnshippedOverARestart(t *testing.T) {
+	f := newFixture(t)
+	s, err := f.m.Create(f.ctx(), &ordergatev1.Subscription{Name: "s"}, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	parcel := f.put("cs_ship", true, toShip)
+	f.put("cs_done", true, toShip)
+	w, err := s.Attach(WorkerConfig{MaxEvents: 10, MaxBytes: 1 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := f.take(w, 2)
+	if d[0].Record.Directive != toShip {
+		t.Errorf("the event's header says %v", d[0].Record.Directive)
+	}
+	f.results(s.Settle([]string{d[1].ID}, nil, nil)) // stores the place
+	w.Detach()
+	f.close()
+	f.open()
+	if s, err = f.m.Open(f.ctx(), "s"); err != nil {
+		t.Fatal(err)
+	}
+	f.expectUnshipped(s, parcel)
+}
