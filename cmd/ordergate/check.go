@@ -21,6 +21,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/ordergate/ordergate/internal/auth"
 	"github.com/ordergate/ordergate/internal/config"
 	"github.com/ordergate/ordergate/internal/eventlog"
@@ -124,7 +126,7 @@ func (k *checker) found(check string, status severity, detail, mend string) {
 // settings reads what the settings name, and reports each problem by itself.
 func (k *checker) settings(context.Context) {
 	var err error
-	k.parts, err = prepare(k.Config, slog.New(slog.DiscardHandler))
+	k.parts, err = prepare(k.Config, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 	if err != nil {
 		for problem := range strings.SplitSeq(err.Error(), "\n") {
 			k.found("settings", bad, problem, "")

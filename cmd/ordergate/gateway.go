@@ -27,6 +27,7 @@ import (
 	"github.com/ordergate/ordergate/internal/pipeline"
 	"github.com/ordergate/ordergate/internal/stripeapi"
 	"github.com/ordergate/ordergate/internal/subscription"
+	"github.com/ordergate/ordergate/internal/telemetry"
 )
 
 // inProcessBuffer is the buffer of the connection between the admin listener
@@ -50,6 +51,7 @@ type gateway struct {
 	ingressKeys   *auth.Keys // the same
 	grpc          *grpcapi.Server
 	conn          *grpc.ClientConn // to the own gRPC server
+	tracing       *telemetry.Tracing
 	ingress       *http.Server
 	admin         *http.Server
 
@@ -67,11 +69,11 @@ type parts struct {
 }
 
 // prepare checks everything about the settings, and reads the files they name.
-func prepare(cfg config.Config, logger *slog.Logger) (p parts, _ error) {
+func prepare(cfg config.Config, metrics prometheus.Registerer, logger *slog.Logger) (p parts, _ error) {
 	var secretsErr, stripeErr, accessErr, keysErr, ingressKeysErr error
 	var proxyProblems []error
 	p.secrets, secretsErr = ingress.LoadSecrets(cfg.StripeWebhookSecret, cfg.StripeWebhookSecretFile, logger)
-	p.stripe, stripeErr = newStripeClient(cfg, logger)
+	p.stripe, stripeErr = newStripeClient(cfg, metrics, logger)
 	p.access, accessErr = loadAccess(cfg, logger)
 	p.keys, keysErr = loadKeys(cfg.TLSCert, cfg.TLSKey, cfg.TLSClientCA, "--tls-cert, --tls-key, --tls-client-ca", logger)
 	p.ingressKeys, ingressKeysErr = loadKeys(cfg.IngressTLSCert, cfg.IngressTLSKey, "", "--ingress-tls-cert, --ingress-tls-key", logger)
@@ -95,7 +97,8 @@ func logConfig(cfg config.Config, logger *slog.Logger) eventlog.Config {
 // newGateway binds every listener, opens the log and composes the parts. It
 // leaves nothing open when it fails.
 func newGateway(ctx context.Context, cfg config.Config, logger *slog.Logger) (_ *gateway, err error) {
-	p, err := prepare(cfg, logger)
+	metrics := prometheus.NewRegistry()
+	p, err := prepare(cfg, metrics, logger)
 	if err != nil {
 		return nil, err
 	}
@@ -105,15 +108,20 @@ func newGateway(ctx context.Context, cfg config.Config, logger *slog.Logger) (_ 
 			g.close()
 		}
 	}()
-	g.log, err = eventlog.Open(ctx, logConfig(cfg, logger))
+	g.tracing, err = telemetry.NewTracing(ctx, telemetry.TraceConfig{Endpoint: cfg.OTLPEndpoint, Ratio: cfg.TraceRatio, Version: version(), Logger: logger})
+	if err != nil {
+		return nil, err
+	}
+	logCfg := logConfig(cfg, logger)
+	logCfg.Metrics = metrics
+	g.log, err = eventlog.Open(ctx, logCfg)
 	if err != nil {
 		return nil, err
 	}
 	if err := g.listen(ctx); err != nil {
 		return nil, err
 	}
-	metrics := prometheus.NewRegistry()
-	metrics.MustRegister(g.log.Collector(), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	g.pipeline = pipeline.New(pipeline.Config{
 		Log:           g.log,
 		Stripe:        p.stripe,
@@ -121,14 +129,17 @@ func newGateway(ctx context.Context, cfg config.Config, logger *slog.Logger) (_ 
 		ItemsDeadline: cfg.LineItemsDeadline,
 		Logger:        logger,
 		Metrics:       metrics,
+		Tracer:        g.tracing.Tracer(),
 	})
 	g.subscriptions = subscription.New(g.log, logger)
+	g.subscriptions.Trace(g.tracing.Tracer())
 	metrics.MustRegister(g.subscriptions.Collector())
 	security := grpcapi.Security{Access: p.access}
 	if p.keys != nil {
 		security.TLS = p.keys.Config("h2")
 	}
 	g.grpc = grpcapi.New(g.log, g.pipeline, g.subscriptions, security, logger)
+	metrics.MustRegister(g.grpc.Collector())
 	g.conn, err = grpc.NewClient(inProcessTarget, g.dialOptions()...)
 	if err != nil {
 		return nil, err
@@ -142,6 +153,7 @@ func newGateway(ctx context.Context, cfg config.Config, logger *slog.Logger) (_ 
 		Proxies:      p.proxies,
 		Logger:       logger,
 		Metrics:      metrics,
+		Tracer:       g.tracing.Tracer(),
 		Now:          time.Now,
 	}), logger)
 	if p.ingressKeys != nil {
@@ -191,7 +203,7 @@ func (g *gateway) dialOptions() []grpc.DialOption {
 const secretKeyMend = "in the Stripe Dashboard (Developers > API keys), create a restricted one with Read on Checkout Sessions, Products, Prices, Invoices, PaymentIntents and Events"
 
 // newStripeClient returns nil without an API key.
-func newStripeClient(cfg config.Config, logger *slog.Logger) (*stripeapi.Client, error) {
+func newStripeClient(cfg config.Config, metrics prometheus.Registerer, logger *slog.Logger) (*stripeapi.Client, error) {
 	if len(cfg.StripeAPIKey) == 0 {
 		logger.Info("no STRIPE_API_KEY: orders carry no line items, and events that are missed while the gateway is away are not listed")
 		return nil, nil
@@ -202,7 +214,7 @@ func newStripeClient(cfg config.Config, logger *slog.Logger) (*stripeapi.Client,
 				"mend", secretKeyMend)
 		}
 	}
-	return stripeapi.New(stripeapi.Config{Keys: cfg.StripeAPIKey, Base: cfg.StripeAPIBase, Rate: cfg.StripeRate, Logger: logger})
+	return stripeapi.New(stripeapi.Config{Keys: cfg.StripeAPIKey, Base: cfg.StripeAPIBase, Rate: cfg.StripeRate, Logger: logger, Metrics: metrics})
 }
 
 // listen binds every door, and reports every one that is taken.
@@ -299,6 +311,7 @@ func (g *gateway) close() error {
 	if g.log != nil {
 		problems = append(problems, g.log.Close())
 	}
+	g.tracing.Close()
 	return errors.Join(problems...)
 }
 

@@ -1,6 +1,6 @@
 // Package adminhttp serves operators over HTTP: the REST side of the gRPC API,
-// its OpenAPI document, health, readiness and metrics. It is a client of the
-// gRPC server and knows nothing else of the gateway.
+// its OpenAPI document, health, readiness, metrics, profiles and channelz. It is a
+// client of the gRPC server and knows nothing else of the gateway.
 package adminhttp
 
 import (
@@ -88,6 +88,7 @@ func New(ctx context.Context, cfg Config) (http.Handler, error) {
 		answer(w, http.StatusOK, map[string]any{"ready": true})
 	})
 	mux.Handle("GET /metrics", forAnyRole(cfg.Access, promhttp.HandlerFor(cfg.Metrics, promhttp.HandlerOpts{})))
+	handleDebug(mux, cfg.Access)
 	return mux, nil
 }
 
@@ -148,7 +149,13 @@ func shownBy(r *http.Request) auth.Shown {
 // Server returns an HTTP server for the handler. It has no write timeout: a
 // watch has no end.
 func Server(handler http.Handler, logger *slog.Logger) *http.Server {
+	// gRPC, for channelz, is HTTP/2, also without TLS.
+	var protocols http.Protocols
+	protocols.SetHTTP1(true)
+	protocols.SetHTTP2(true)
+	protocols.SetUnencryptedHTTP2(true)
 	return &http.Server{
+		Protocols:         &protocols,
 		Handler:           handler,
 		ReadHeaderTimeout: readHeaderTimeout,
 		IdleTimeout:       idleTimeout,

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -64,6 +65,9 @@ type Config struct {
 	StripeRate        float64       `name:"stripe-rate" env:"ORDERGATE_STRIPE_RATE" default:"20" help:"How many requests a second may go to Stripe's API in all: more than 0, at most 100."`
 	LineItemsDeadline time.Duration `name:"line-items-deadline" env:"ORDERGATE_LINE_ITEMS_DEADLINE" default:"30s" help:"How long an order waits for its line items before it goes out without them (0s to 1m); they follow."`
 	OrderSources      []string      `name:"order-sources" env:"ORDERGATE_ORDER_SOURCES" default:"checkout_session,invoice.subscription_create,invoice.subscription_cycle" help:"What makes orders: checkout_session (always), payment_intent for shops on Stripe Elements (needs an API key), and invoice.REASON for invoices of a billing reason: subscription_create, subscription_cycle, subscription_update, manual."`
+
+	OTLPEndpoint string  `name:"otlp-endpoint" env:"OTEL_EXPORTER_OTLP_ENDPOINT" placeholder:"URL" help:"Where a collector takes traces (OTLP over gRPC), such as http://localhost:4317, or https://... with TLS. Without it nothing is traced."`
+	TraceRatio   float64 `name:"trace-ratio" env:"ORDERGATE_TRACE_RATIO" default:"1" help:"The share of webhooks that are traced: 0 to 1."`
 
 	ShutdownTimeout time.Duration `name:"shutdown-timeout" env:"ORDERGATE_SHUTDOWN_TIMEOUT" default:"10s" help:"How long a stop may take before open streams are cut off."`
 	Log             Log           `embed:""`
@@ -130,6 +134,12 @@ func (c *Config) Check() error {
 		wrong("--line-items-deadline %v: want 0s to %v", c.LineItemsDeadline, maxLineItemsDeadline)
 	}
 	problems = append(problems, c.checkSources()...)
+	if endpoint, err := url.Parse(c.OTLPEndpoint); c.OTLPEndpoint != "" && (err != nil || endpoint.Scheme != "http" && endpoint.Scheme != "https" || endpoint.Host == "") {
+		wrong("--otlp-endpoint %q is not a URL: write for example http://localhost:4317", c.OTLPEndpoint)
+	}
+	if !(c.TraceRatio >= 0 && c.TraceRatio <= 1) {
+		wrong("--trace-ratio %v: want 0 to 1", c.TraceRatio)
+	}
 	if c.ShutdownTimeout <= 0 || c.ShutdownTimeout > maxShutdownTimeout {
 		wrong("--shutdown-timeout %v: want more than 0 and at most %v", c.ShutdownTimeout, maxShutdownTimeout)
 	}

@@ -60,6 +60,11 @@ func TestCheck(t *testing.T) {
 		{"unknown source", func(c *Config) { c.OrderSources = []string{"invoice.gift"} }, "--order-sources"},
 		{"PaymentIntents without a key", func(c *Config) { c.OrderSources = []string{"payment_intent"} }, "STRIPE_API_KEY"},
 		{"PaymentIntents", func(c *Config) { c.OrderSources, c.StripeAPIKey = []string{"payment_intent"}, []string{"rk_test_1"} }, ""},
+		{"a collector", func(c *Config) { c.OTLPEndpoint, c.TraceRatio = "https://otel.internal:4317", 0.1 }, ""},
+		{"a collector without scheme", func(c *Config) { c.OTLPEndpoint = "localhost:4317" }, "--otlp-endpoint"},
+		{"a collector without host", func(c *Config) { c.OTLPEndpoint = "http://" }, "--otlp-endpoint"},
+		{"more than all traces", func(c *Config) { c.TraceRatio = 1.1 }, "--trace-ratio"},
+		{"a ratio that is none", func(c *Config) { c.TraceRatio = math.NaN() }, "--trace-ratio"},
 		{"no time to stop", func(c *Config) { c.ShutdownTimeout = 0 }, "--shutdown-timeout"},
 	}
 	for _, tt := range tests {

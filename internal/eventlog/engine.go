@@ -90,6 +90,7 @@ func openEngine(ctx context.Context, cfg Config) (_ *engine, err error) {
 	e := &engine{logger: cfg.Logger, advanced: make(chan struct{})}
 	e.dead, e.fail = context.WithCancelCause(context.Background())
 	e.flusher = newFlusher(cfg.Sync, e.newestWritten, e.advance)
+	e.flusher.flushed = cfg.measures.flushed
 	defer func() {
 		if err != nil {
 			e.close()

@@ -26,6 +26,7 @@ import (
 
 	"github.com/cenkalti/backoff/v5"
 	"github.com/gofrs/flock"
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 // What can go wrong, for errors.Is.
@@ -66,10 +67,14 @@ type Config struct {
 	MaxEventBytes int
 	// Logger gets what the operator should know.
 	Logger *slog.Logger
+	// Metrics is where the metrics are registered; nil is nowhere.
+	Metrics prometheus.Registerer
 
 	// Sync replaces the flush to disk, in tests that must make it fail. Nil is
 	// the real one.
 	Sync func() error
+
+	measures *measures // set by Open
 }
 
 // Log is the open log. Its methods may be called from many goroutines.
@@ -120,12 +125,16 @@ func Open(ctx context.Context, cfg Config) (_ *Log, err error) {
 	if cfg.Sync == nil {
 		cfg.Sync = func() error { return syncFilesystem(dir) }
 	}
+	cfg.measures = newMeasures(cfg.Metrics)
 	e, err := openEngine(ctx, cfg)
 	if err != nil {
 		return nil, err
 	}
 	supervised, stop := context.WithCancel(context.Background())
 	l := &Log{cfg: cfg, lock: lock, dir: dir, stop: stop, done: make(chan struct{}), engine: e, opened: 1, changed: make(chan struct{})}
+	if cfg.Metrics != nil {
+		cfg.Metrics.MustRegister(collector{l})
+	}
 	go l.supervise(supervised, e)
 	return l, nil
 }
@@ -170,6 +179,7 @@ func (l *Log) supervise(ctx context.Context, e *engine) {
 			l.set(nil, true)
 			return
 		}
+		l.cfg.measures.reopenings.Inc()
 		l.cfg.Logger.Info("the log is open again")
 		l.set(e, false)
 	}

@@ -3,6 +3,7 @@ package eventlog
 import (
 	"context"
 	"sync"
+	"time"
 )
 
 // flusher lets one flush to disk cover everything that waits for one.
@@ -12,6 +13,8 @@ type flusher struct {
 	written func() uint64
 	// durable is told that everything up to the sequence is on disk.
 	durable func(uint64)
+	// flushed is told of each flush; nil is nobody.
+	flushed func(waiters int, took time.Duration)
 
 	mu   sync.Mutex
 	next *flushGroup   // those who wait for the flush that has not begun
@@ -19,8 +22,9 @@ type flusher struct {
 }
 
 type flushGroup struct {
-	done chan struct{}
-	err  error // set before done is closed
+	done    chan struct{}
+	err     error // set before done is closed
+	waiters int
 }
 
 func newFlusher(sync func() error, written func() uint64, durable func(uint64)) *flusher {
@@ -36,6 +40,7 @@ func (f *flusher) join() *flushGroup {
 		f.next = &flushGroup{done: make(chan struct{})}
 		f.wake <- struct{}{}
 	}
+	f.next.waiters++
 	return f.next
 }
 
@@ -60,7 +65,11 @@ func (f *flusher) run(ctx context.Context) error {
 		}
 		g := f.begin()
 		covered := f.written()
+		began := time.Now()
 		g.err = f.sync()
+		if f.flushed != nil {
+			f.flushed(g.waiters, time.Since(began))
+		}
 		if g.err == nil {
 			f.durable(covered)
 		}

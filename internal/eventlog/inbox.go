@@ -52,15 +52,21 @@ func (l *Log) AppendInbox(ctx context.Context, event RawEvent) (duplicate bool, 
 	if err != nil {
 		return false, err
 	}
+	began := time.Now()
+	defer func() { l.cfg.measures.appendSeconds.Observe(time.Since(began).Seconds()) }()
 	ctx, cancel := e.alive(ctx)
 	defer cancel()
+	ctx, span := startSpan(ctx, "append")
+	defer span.End()
 	msg := &nats.Msg{Subject: inboxSubject(event.ID), Data: event.Body, Header: nats.Header{headerSecret: {event.SecretLabel}}}
+	putTrace(ctx, msg.Header)
 	_, err = e.js.PublishMsg(ctx, msg)
 	if err != nil {
 		if duplicate, err = e.resolveInbox(ctx, event.ID, err); err != nil {
 			return false, err
 		}
 	}
+	span.AddEvent("written") // the rest is the wait for a flush
 	// A refused copy waits for a flush as well: the first one may still be
 	// waiting for its own.
 	if err := e.flush(ctx); err != nil {
@@ -244,6 +250,8 @@ type StoredEvent struct {
 	StoreTime time.Time
 	// Erased says that the event was erased: what is stored is its tombstone.
 	Erased bool
+
+	storedTrace
 }
 
 // InboxEvent returns the event of an id, or ErrNotFound.
@@ -273,6 +281,8 @@ func storedEvent(subject string, sequence uint64, stored time.Time, header nats.
 		Sequence:  sequence,
 		StoreTime: stored.UTC(),
 		Erased:    header.Get(headerErased) != "",
+
+		storedTrace: traceOf(header),
 	}
 }
 

@@ -27,6 +27,8 @@ const (
 	headerLivemode = "Ordergate-Livemode"
 	headerAccount  = "Ordergate-Account"
 	headerCountry  = "Ordergate-Country"
+	// headerDirective is for a metric.
+	headerDirective = "Ordergate-Directive"
 )
 
 // readBytes bounds the payloads of one read, give or take one event.
@@ -63,7 +65,11 @@ type OrderRecord struct {
 	Account string
 	// Country is the country of the ship-to address; empty when there is none.
 	Country string
+	// Directive is what to do with the order; unspecified in what older versions
+	// stored.
+	Directive ordergatev1.Directive
 
+	storedTrace
 	payload []byte
 }
 
@@ -77,6 +83,15 @@ func (r *OrderRecord) Event() (*ordergatev1.OrderEvent, error) {
 	event.Sequence = int64(r.Sequence)
 	event.CreateTime = timestamppb.New(r.Time)
 	return event, nil
+}
+
+// ToShip reports whether the order is to be shipped.
+func (r *OrderRecord) ToShip() bool {
+	if r.Directive != ordergatev1.Directive_DIRECTIVE_UNSPECIFIED {
+		return r.Directive == ordergatev1.Directive_DIRECTIVE_SHIP
+	}
+	event, err := r.Event()
+	return err == nil && event.GetOrder().GetDirective() == ordergatev1.Directive_DIRECTIVE_SHIP
 }
 
 // Size is the size of the event as it is stored, in bytes.
@@ -163,7 +178,10 @@ func (l *Log) AppendOrder(ctx context.Context, event *ordergatev1.OrderEvent, pr
 		headerLivemode: {strconv.FormatBool(order.GetLivemode())},
 		headerAccount:  {order.GetAccount()},
 		headerCountry:  {order.GetShipping().GetAddress().GetCountry()},
+
+		headerDirective: {strconv.Itoa(int(order.GetDirective()))},
 	}}
+	putTrace(ctx, msg.Header)
 	ctx, cancel := e.alive(ctx)
 	defer cancel()
 	ack, err := e.js.PublishMsg(ctx, msg, jetstream.WithExpectLastSequencePerSubject(previous))
@@ -245,15 +263,19 @@ func (e *engine) newestOrder(ctx context.Context, orderID string) (*OrderRecord,
 
 func orderRecord(subject string, sequence uint64, stored time.Time, header nats.Header, payload []byte) *OrderRecord {
 	kind, _ := strconv.Atoi(header.Get(headerKind))
+	directive, _ := strconv.Atoi(header.Get(headerDirective))
 	return &OrderRecord{
-		Sequence: sequence,
-		Time:     stored.UTC(),
-		OrderID:  subject[len(orderSubject("")):],
-		Kind:     ordergatev1.OrderEventKind(kind),
-		Livemode: header.Get(headerLivemode) == "true",
-		Account:  header.Get(headerAccount),
-		Country:  header.Get(headerCountry),
-		payload:  payload,
+		Sequence:  sequence,
+		Time:      stored.UTC(),
+		OrderID:   subject[len(orderSubject("")):],
+		Kind:      ordergatev1.OrderEventKind(kind),
+		Livemode:  header.Get(headerLivemode) == "true",
+		Account:   header.Get(headerAccount),
+		Country:   header.Get(headerCountry),
+		Directive: ordergatev1.Directive(directive),
+
+		storedTrace: traceOf(header),
+		payload:     payload,
 	}
 }
 

@@ -5,7 +5,6 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
-	"github.com/prometheus/client_golang/prometheus"
 )
 
 const (
@@ -17,8 +16,6 @@ const (
 	fullShare = 0.9
 	freeShare = 0.1
 	freeBytes = 5 << 30
-	// measureTimeout bounds what reading the figures may take.
-	measureTimeout = 5 * time.Second
 )
 
 // Room is how much of what it may take a stream has taken.
@@ -109,60 +106,5 @@ func (e *engine) warnOfRoom(dir string) {
 	if disk, err := DiskOf(dir); err == nil && disk.NearlyFull() {
 		e.logger.Error("the disk is nearly full: when it is full, events are refused until there is room", "free_bytes", disk.Free, "total_bytes", disk.Total,
 			"mend", "give the data directory more room")
-	}
-}
-
-// Collector measures how much room the log has, when metrics are asked for.
-func (l *Log) Collector() prometheus.Collector {
-	describe := func(name, help string) *prometheus.Desc {
-		return prometheus.NewDesc("ordergate_log_"+name, help, []string{"stream"}, nil)
-	}
-	return &roomCollector{
-		log:      l,
-		events:   describe("events", "Events that a stream keeps."),
-		bytes:    describe("bytes", "What a stream takes on disk."),
-		maxBytes: describe("max_bytes", "What a stream may take on disk before it refuses events; 0 is without limit."),
-		oldest:   describe("oldest_timestamp_seconds", "When the oldest event of a stream was stored, in Unix time; missing when there is none."),
-		maxAge:   describe("max_age_seconds", "How long a stream keeps events; 0 is for good."),
-		free:     prometheus.NewDesc("ordergate_log_disk_free_bytes", "Free bytes of the disk that holds the log.", nil, nil),
-		total:    prometheus.NewDesc("ordergate_log_disk_bytes", "Size of the disk that holds the log.", nil, nil),
-	}
-}
-
-type roomCollector struct {
-	log                                                  *Log
-	events, bytes, maxBytes, oldest, maxAge, free, total *prometheus.Desc
-}
-
-// Describe is for the registry.
-func (c *roomCollector) Describe(descriptions chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.events, c.bytes, c.maxBytes, c.oldest, c.maxAge, c.free, c.total} {
-		descriptions <- d
-	}
-}
-
-// Collect is for the registry.
-func (c *roomCollector) Collect(metrics chan<- prometheus.Metric) {
-	gauge := func(d *prometheus.Desc, value float64, labels ...string) {
-		metrics <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, labels...)
-	}
-	if disk, err := DiskOf(c.log.cfg.Dir); err == nil {
-		gauge(c.free, float64(disk.Free))
-		gauge(c.total, float64(disk.Total))
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), measureTimeout)
-	defer cancel()
-	rooms, err := c.log.Rooms(ctx)
-	if err != nil {
-		return // that the log is away is said elsewhere
-	}
-	for _, room := range rooms {
-		gauge(c.events, float64(room.Events), room.Stream)
-		gauge(c.bytes, float64(room.Bytes), room.Stream)
-		gauge(c.maxBytes, float64(room.MaxBytes), room.Stream)
-		gauge(c.maxAge, room.MaxAge.Seconds(), room.Stream)
-		if !room.Oldest.IsZero() {
-			gauge(c.oldest, float64(room.Oldest.UnixMilli())/1000, room.Stream)
-		}
 	}
 }

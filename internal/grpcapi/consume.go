@@ -6,6 +6,7 @@ import (
 	"io"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -29,7 +30,7 @@ const (
 // Consume hands out events and takes what becomes of them. The handler's
 // goroutine alone sends.
 func (s *subscriptionService) Consume(stream grpc.BidiStreamingServer[ordergatev1.ConsumeRequest, ordergatev1.ConsumeResponse]) error {
-	c := &consumer{stream: stream, requests: make(chan *ordergatev1.ConsumeRequest), broken: make(chan error, 1)}
+	c := &consumer{stream: stream, sent: s.measures.consumed, requests: make(chan *ordergatev1.ConsumeRequest), broken: make(chan error, 1)}
 	go c.receive(stream.Context())
 	first, err := c.first()
 	if err != nil {
@@ -39,6 +40,8 @@ func (s *subscriptionService) Consume(stream grpc.BidiStreamingServer[ordergatev
 		return err
 	}
 	defer c.worker.Detach()
+	s.measures.consuming.Inc()
+	defer s.measures.consuming.Dec()
 	return c.run(s.drains)
 }
 
@@ -47,6 +50,7 @@ type consumer struct {
 	stream    grpc.BidiStreamingServer[ordergatev1.ConsumeRequest, ordergatev1.ConsumeResponse]
 	requests  chan *ordergatev1.ConsumeRequest // closed when the worker half-closed the stream
 	broken    chan error                       // why nothing more comes
+	sent      prometheus.Counter               // events
 	heartbeat time.Duration
 	silence   *time.Timer // fires when a heartbeat is due
 
@@ -275,6 +279,7 @@ func (c *consumer) deliver() error {
 		if err := c.send(&ordergatev1.ConsumeResponse{Payload: &ordergatev1.ConsumeResponse_Delivery{Delivery: message}}); err != nil {
 			return err
 		}
+		c.sent.Inc()
 	}
 	return nil
 }

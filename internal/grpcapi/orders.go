@@ -34,6 +34,7 @@ type orderService struct {
 	subscriptions *subscription.Manager
 	// draining ends when open streams are to end.
 	draining context.Context
+	measures *measures
 }
 
 func (s *orderService) GetOrder(ctx context.Context, request *ordergatev1.GetOrderRequest) (*ordergatev1.GetOrderResponse, error) {

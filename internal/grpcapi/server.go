@@ -53,6 +53,8 @@ type Server struct {
 	log    *eventlog.Log
 	drains *drains
 
+	measures *measures
+
 	// draining ends when no new streams are wanted and open ones are to end.
 	draining context.Context
 	drain    context.CancelFunc
@@ -61,7 +63,7 @@ type Server struct {
 // New returns a server that shows what is in a log, hands out what subscriptions
 // have, and has the log's pipeline do what operators ask for.
 func New(log *eventlog.Log, pipeline *pipeline.Pipeline, subscriptions *subscription.Manager, security Security, logger *slog.Logger) *Server {
-	s := &Server{log: log, health: health.NewServer()}
+	s := &Server{log: log, health: health.NewServer(), measures: newMeasures()}
 	s.draining, s.drain = context.WithCancel(context.Background())
 	s.drains = &drains{draining: s.draining}
 	guard := guard{security.Access, logger}
@@ -77,12 +79,12 @@ func New(log *eventlog.Log, pipeline *pipeline.Pipeline, subscriptions *subscrip
 		}),
 		grpc.StatsHandler(connectionStart{}),
 		grpc.Creds(security.credentials()),
-		grpc.ChainUnaryInterceptor(guard.unary),
-		grpc.ChainStreamInterceptor(guard.stream),
+		grpc.ChainUnaryInterceptor(s.measures.unary, guard.unary),
+		grpc.ChainStreamInterceptor(s.measures.stream, guard.stream),
 	)
-	ordergatev1.RegisterOrderServiceServer(s.grpc, &orderService{log: log, pipeline: pipeline, subscriptions: subscriptions, draining: s.draining})
+	ordergatev1.RegisterOrderServiceServer(s.grpc, &orderService{log: log, pipeline: pipeline, subscriptions: subscriptions, draining: s.draining, measures: s.measures})
 	ordergatev1.RegisterEventServiceServer(s.grpc, &eventService{log: log, pipeline: pipeline, draining: s.draining, logger: logger})
-	ordergatev1.RegisterSubscriptionServiceServer(s.grpc, &subscriptionService{log: log, subscriptions: subscriptions, drains: s.drains, logger: logger})
+	ordergatev1.RegisterSubscriptionServiceServer(s.grpc, &subscriptionService{log: log, subscriptions: subscriptions, drains: s.drains, measures: s.measures, logger: logger})
 	healthv1.RegisterHealthServer(s.grpc, s.health)
 	reflection.Register(s.grpc)
 	s.reportHealth()

@@ -45,6 +45,7 @@ type subscriptionService struct {
 	log           *eventlog.Log
 	subscriptions *subscription.Manager
 	drains        *drains
+	measures      *measures
 	logger        *slog.Logger
 }
 
@@ -275,6 +276,7 @@ func (s *subscriptionService) Pull(ctx context.Context, request *ordergatev1.Pul
 				ready = append(ready, message)
 			}
 		}
+		s.measures.pulled.Add(float64(len(ready)))
 		if len(ready) > 0 || over && opened.CaughtUp() {
 			return &ordergatev1.PullResponse{Deliveries: ready}, nil
 		}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -33,8 +34,10 @@ func (s *orderService) WatchOrders(request *ordergatev1.WatchOrdersRequest, stre
 	}
 	ctx, cancel := untilDraining(stream.Context(), s.draining)
 	defer cancel()
+	s.measures.watching.Inc()
+	defer s.measures.watching.Dec()
 
-	w := &watcher{log: s.log, filter: request.GetFilter(), heartbeat: heartbeat, stream: stream}
+	w := &watcher{log: s.log, filter: request.GetFilter(), heartbeat: heartbeat, stream: stream, sent: s.measures.watched}
 	if err := w.start(ctx, request); err != nil {
 		return causeOf(ctx, err)
 	}
@@ -55,6 +58,7 @@ type watcher struct {
 	filter    *ordergatev1.OrderEventFilter
 	heartbeat time.Duration
 	stream    grpc.ServerStreamingServer[ordergatev1.WatchOrdersResponse]
+	sent      prometheus.Counter // events
 
 	logID    string
 	after    uint64 // everything up to here was sent or filtered
@@ -165,6 +169,7 @@ func (w *watcher) sendEvents(ctx context.Context) error {
 		if err := w.send(&ordergatev1.WatchOrdersResponse{Payload: &ordergatev1.WatchOrdersResponse_Event{Event: event}}); err != nil {
 			return err
 		}
+		w.sent.Inc()
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}

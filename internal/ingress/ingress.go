@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sync/semaphore"
 
 	"github.com/ordergate/ordergate/internal/eventlog"
@@ -61,13 +62,15 @@ type Config struct {
 	Logger *slog.Logger
 	// Metrics is where the counters are registered.
 	Metrics prometheus.Registerer
+	// Tracer makes a span of each verified request; nil makes none.
+	Tracer trace.Tracer
 	// Now is the clock that signatures are compared with.
 	Now func() time.Time
 }
 
 type handler struct {
 	Config
-	requests *prometheus.CounterVec
+	measures *measures
 	matched  *matches
 	held     *semaphore.Weighted // bytes of bodies
 }
@@ -75,15 +78,12 @@ type handler struct {
 // New returns the handler of the ingress.
 func New(cfg Config) http.Handler {
 	h := &handler{
-		Config: cfg,
-		held:   semaphore.NewWeighted(maxHeldBytes),
-		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "ordergate_ingress_requests_total",
-			Help: "Webhook requests by outcome.",
-		}, []string{"outcome"}),
-		matched: newMatches(),
+		Config:   cfg,
+		held:     semaphore.NewWeighted(maxHeldBytes),
+		measures: newMeasures(cfg.Metrics),
+		matched:  newMatches(),
 	}
-	cfg.Metrics.MustRegister(h.requests, h.matched.total, h.matched.last, h.matched.needed)
+	cfg.Metrics.MustRegister(h.matched.total, h.matched.last, h.matched.needed)
 	cfg.Secrets.follow(h.matched.show)
 	return h
 }
@@ -98,13 +98,13 @@ type refusal struct {
 }
 
 func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	outcome, refused := h.receive(w, r)
+	began := time.Now()
+	outcome, refused := h.receive(w, r, began)
+	h.measures.answered(outcome, refused, began)
 	if refused == nil {
-		h.requests.WithLabelValues(outcome).Inc()
 		answer(w, http.StatusOK, map[string]any{"received": true})
 		return
 	}
-	h.requests.WithLabelValues(refused.outcome).Inc()
 	h.logRefusal(r, refused)
 	switch refused.status {
 	case http.StatusMethodNotAllowed:
@@ -122,7 +122,7 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // receive verifies and stores the event of a request. What costs least to
 // refuse is refused first.
-func (h *handler) receive(w http.ResponseWriter, r *http.Request) (outcome string, _ *refusal) {
+func (h *handler) receive(w http.ResponseWriter, r *http.Request, began time.Time) (outcome string, _ *refusal) {
 	if refused := h.checkHead(r); refused != nil {
 		return "", refused
 	}
@@ -143,7 +143,10 @@ func (h *handler) receive(w http.ResponseWriter, r *http.Request) (outcome strin
 		return "", &refusal{http.StatusBadRequest, "unreadable", "the body is not a Stripe event", err,
 			"the body was signed with a configured secret but is no event: is another product's webhook signed with it?"}
 	}
-	return h.store(r.Context(), event, matching[0], body)
+	ctx, span := h.startSpan(r.Context(), event, began)
+	outcome, refused = h.store(ctx, event, matching[0], body)
+	endSpan(span, outcome, refused)
+	return outcome, refused
 }
 
 // store appends the event, and goes on when the sender hangs up meanwhile: what

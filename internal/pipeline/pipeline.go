@@ -27,6 +27,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/semaphore"
 
@@ -99,14 +100,16 @@ type Config struct {
 	ItemsDeadline time.Duration
 	// Logger gets one line for each event.
 	Logger *slog.Logger
-	// Metrics is where the counters are registered.
+	// Metrics is where the metrics are registered.
 	Metrics prometheus.Registerer
+	// Tracer makes the spans of events that were traced; nil makes none.
+	Tracer trace.Tracer
 }
 
 // Pipeline converts events. Make one with New.
 type Pipeline struct {
 	Config
-	outcomes *prometheus.CounterVec
+	measures *measures
 
 	// replayed is the sequence up to which events may have been delivered before
 	// the gateway was started. Set by Run.
@@ -128,18 +131,14 @@ type Pipeline struct {
 // New returns a pipeline from the inbox of a log to its orders.
 func New(cfg Config) *Pipeline {
 	p := &Pipeline{
-		Config: cfg,
-		outcomes: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "ordergate_pipeline_events_total",
-			Help: "Events taken from the inbox by what became of them.",
-		}, []string{"outcome"}),
+		Config:        cfg,
 		slowSlots:     semaphore.NewWeighted(maxSlow),
 		retryDelay:    retryDelay,
 		itemsInterval: itemsInterval,
 		itemsPause:    itemsPause,
 		backlogAge:    backlogAge,
 	}
-	cfg.Metrics.MustRegister(p.outcomes)
+	p.measures = newMeasures(p, cfg.Metrics)
 	return p
 }
 
@@ -172,6 +171,7 @@ type result struct {
 	change     *orders.Change
 	outcome    Outcome
 	err        error
+	span       trace.Span // nil when it is not traced
 	// after is what is to be done once the event is on disk.
 	after []func(context.Context) error
 }
@@ -215,6 +215,7 @@ func (p *Pipeline) handle(ctx context.Context, batch []*eventlog.InboxMessage) {
 func (p *Pipeline) goSlow(ctx context.Context, r *result) {
 	if !p.slowSlots.TryAcquire(1) {
 		r.message.Retry(p.retryDelay(1))
+		r.endSpan()
 		return
 	}
 	r.slow, r.err = true, nil
@@ -227,6 +228,11 @@ func (p *Pipeline) goSlow(ctx context.Context, r *result) {
 
 // finish flushes what was made of events, and then is done with them.
 func (p *Pipeline) finish(ctx context.Context, results []*result) {
+	defer func() {
+		for _, r := range results {
+			r.endSpan()
+		}
+	}()
 	if len(results) == 0 || ctx.Err() != nil {
 		return
 	}
@@ -274,6 +280,7 @@ func (p *Pipeline) convert(ctx context.Context, r *result) {
 		r.outcome = Erased
 		return
 	}
+	ctx = p.traced(ctx, r)
 	if r.event == nil { // what cannot be read now never can
 		p.park(ctx, r, Failed)
 		return
@@ -400,7 +407,7 @@ func (p *Pipeline) settle(ctx context.Context, r *result) {
 			r.outcome, r.err = retried, errors.Join(r.err, err)
 		}
 	}
-	p.outcomes.WithLabelValues(string(r.outcome)).Inc()
+	p.measures.settled(r)
 	p.logResult(r)
 	if r.message == nil {
 		return

@@ -56,7 +56,9 @@ func (c *Client) get(ctx context.Context, r request) ([]byte, error) {
 		if err := c.budget.wait(ctx); err != nil {
 			return nil, gaveUp(r, last, err)
 		}
+		began := time.Now()
 		body, failure := c.attempt(ctx, key, r)
+		c.measures.attempted(failure, ctx.Err() != nil, time.Since(began))
 		if failure == nil {
 			return body, nil
 		}

@@ -36,6 +36,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stripe/stripe-go/v76"
 
 	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
@@ -86,6 +87,8 @@ type Config struct {
 	Transport http.RoundTripper
 	// Logger gets what an operator has to know. Nil means nowhere.
 	Logger *slog.Logger
+	// Metrics is where the metrics are registered. Nil means nowhere.
+	Metrics prometheus.Registerer
 }
 
 // Client reads from Stripe's API. It may be used by many goroutines at a time.
@@ -97,6 +100,7 @@ type Client struct {
 	attemptTimeout time.Duration
 	requestTimeout time.Duration
 	log            *slog.Logger
+	measures       *measures
 
 	mu       sync.Mutex
 	reported map[refusal]bool // what has been logged once
@@ -126,6 +130,7 @@ func New(config Config) (*Client, error) {
 		attemptTimeout: orDefault(config.AttemptTimeout, 20*time.Second),
 		requestTimeout: orDefault(config.RequestTimeout, 2*time.Minute),
 		log:            log,
+		measures:       newMeasures(config.Metrics),
 		reported:       make(map[refusal]bool),
 	}, nil
 }

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
+
 	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
 	"github.com/ordergate/ordergate/internal/eventlog"
 )
@@ -24,11 +26,12 @@ type lane struct {
 	letters []letter // dead letters, by sequence
 
 	state  laneState
-	index  int       // in the heap that the state goes with
-	listed bool      // in the queue's list of unread lanes
-	due    time.Time // when the lease or the delay ends
-	lease  uint64    // the newest delivery of the lane in this life; 0: none
-	worker *Worker   // who has the target, while it is leased
+	index  int        // in the heap that the state goes with
+	listed bool       // in the queue's list of unread lanes
+	due    time.Time  // when the lease or the delay ends
+	lease  uint64     // the newest delivery of the lane in this life; 0: none
+	worker *Worker    // who has the target, while it is leased
+	span   trace.Span // of the delivery that is out; nil when it is not traced
 
 	// Of the target: its sequence, and, since it was read, its size in bytes, its
 	// kind and its id. The event itself while the lane is ready, or assigned and
@@ -60,6 +63,7 @@ const (
 type item struct {
 	sequence uint64
 	stored   time.Time // when the event was stored; zero: not known yet
+	goods    goods     // known with stored
 	attempts int
 	retry    time.Time // when it may be delivered again, after a nack; zero: at once
 }

@@ -35,6 +35,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nuid"
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
@@ -84,6 +85,7 @@ type Manager struct {
 	log    *eventlog.Log
 	logger *slog.Logger
 	life   uint64
+	tracer trace.Tracer // nil: none
 
 	stop       context.CancelFunc
 	background sync.WaitGroup
@@ -298,6 +300,7 @@ func (m *Manager) load(ctx context.Context, name string) (*Subscription, error) 
 		wakeRead: make(chan struct{}, 1), wakeStore: make(chan struct{}, 1), ended: make(chan struct{}),
 		q: newQueue(stored.UID, settings, m.life),
 	}
+	s.q.tracer = m.tracer
 	if err := s.restore(ctx); err != nil {
 		return nil, fmt.Errorf("load the subscription %s: %w", name, err)
 	}
@@ -381,6 +384,7 @@ func (s *Subscription) restoreHeads(ctx context.Context, heads []head) error {
 			mu.Lock()
 			defer mu.Unlock()
 			s.q.restoreHead(order, h, next, records[0].Time)
+			s.q.lanes[order].head.goods = goodsOf(records[0])
 			return nil
 		})
 	}

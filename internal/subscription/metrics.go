@@ -26,6 +26,7 @@ func (m *Manager) Collector() prometheus.Collector {
 		backlog:     describe("backlog_events", "Stored events that were not looked at for the subscription yet, some of which its filter may leave out."),
 		pending:     describe("pending_orders", "Orders with an event that is ready, out, or waiting for another attempt."),
 		oldest:      describe("oldest_unacked_timestamp_seconds", "When the oldest event was stored that is neither acknowledged nor a dead letter; missing when there is none."),
+		unshipped:   describe("oldest_unshipped_timestamp_seconds", "When the oldest live event was stored that is neither acknowledged nor a dead letter, and whose order is to SHIP or has further events behind it; missing when there is none."),
 		deadLetters: describe("dead_letters", "Events that are not delivered any more."),
 		outstanding: describe("outstanding_events", "Deliveries that are out with workers."),
 		streams:     describe("streams", "Streams that workers have open."),
@@ -35,13 +36,13 @@ func (m *Manager) Collector() prometheus.Collector {
 }
 
 type collector struct {
-	manager                                                             *Manager
-	backlog, pending, oldest, deadLetters, outstanding, streams, unread *prometheus.Desc
+	manager                                                                        *Manager
+	backlog, pending, oldest, unshipped, deadLetters, outstanding, streams, unread *prometheus.Desc
 }
 
 // Describe is for the registry.
 func (c *collector) Describe(descriptions chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.backlog, c.pending, c.oldest, c.deadLetters, c.outstanding, c.streams, c.unread} {
+	for _, d := range []*prometheus.Desc{c.backlog, c.pending, c.oldest, c.unshipped, c.deadLetters, c.outstanding, c.streams, c.unread} {
 		descriptions <- d
 	}
 }
@@ -81,6 +82,13 @@ func (c *collector) measure(ctx context.Context, name string, metrics chan<- pro
 	gauge(c.deadLetters, float64(stats.GetDeadLetters()))
 	if at := stats.GetOldestUnackedTime(); at != nil {
 		gauge(c.oldest, float64(at.AsTime().UnixMilli())/1000)
+	}
+	unshipped, err := s.oldestUnshipped(ctx)
+	if err != nil {
+		return err
+	}
+	if !unshipped.IsZero() {
+		gauge(c.unshipped, float64(unshipped.UnixMilli())/1000)
 	}
 	var outstanding, streams float64
 	for _, client := range stats.GetClients() {

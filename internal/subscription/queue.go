@@ -6,6 +6,8 @@ import (
 	"slices"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
+
 	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
 	"github.com/ordergate/ordergate/internal/eventlog"
 )
@@ -33,9 +35,10 @@ const (
 type queue struct {
 	uid      string
 	settings *ordergatev1.Subscription
-	life     uint64 // of the gateway
-	leases   uint64 // deliveries made in this life
-	turn     uint64 // assignments made in this life
+	life     uint64       // of the gateway
+	leases   uint64       // deliveries made in this life
+	turn     uint64       // assignments made in this life
+	tracer   trace.Tracer // nil: none
 
 	epoch    uint64
 	position uint64           // every event up to here was looked at
@@ -90,7 +93,7 @@ func (q *queue) arrive(record *eventlog.OrderRecord, wanted bool, now time.Time)
 	}
 	switch {
 	case l.head == nil:
-		l.head = &item{sequence: record.Sequence, stored: record.Time}
+		l.head = &item{sequence: record.Sequence, stored: record.Time, goods: goodsOf(record)}
 		q.note(l)
 		if l.state == laneIdle {
 			q.place(l, now)
@@ -186,7 +189,7 @@ func (q *queue) apply(read laneRead, record *eventlog.OrderRecord, next, upTo ui
 // read gives an unread lane the event of its target.
 func (q *queue) read(l *lane, record *eventlog.OrderRecord, now time.Time) {
 	l.event, l.size, l.kind, l.eventID = record, record.Size(), record.Kind, record.EventID()
-	l.target().stored = record.Time
+	l.target().stored, l.target().goods = record.Time, goodsOf(record)
 	q.place(l, now)
 }
 
@@ -236,6 +239,7 @@ func (q *queue) lift(l *lane) {
 func (q *queue) release(l *lane) {
 	w := l.worker
 	l.worker = nil
+	l.endSpan(outcomeReturned)
 	delete(w.leased, l)
 	if l.event != nil {
 		w.unsent = slices.DeleteFunc(w.unsent, func(other *lane) bool { return other == l })
@@ -301,6 +305,7 @@ func (l *lane) advance() {
 // kill makes the target of a lane a dead letter.
 func (q *queue) kill(l *lane, reason ordergatev1.DeadLetterReason, detail string, now time.Time) {
 	target := *l.target()
+	l.endSpan(outcomeDeadLetter)
 	q.lift(l)
 	target.retry = time.Time{}
 	if l.head != nil && l.head.sequence == target.sequence {
@@ -363,6 +368,7 @@ func (q *queue) tick(now time.Time) (next time.Time) {
 		case l.due.After(now):
 			return l.due
 		case l.state == laneLeased:
+			l.endSpan(outcomeExpired)
 			q.giveBack(l, "its last lease ran out", now)
 		default:
 			q.lift(l)
@@ -447,6 +453,7 @@ func (q *queue) take(w *Worker, now time.Time) []Delivery {
 		deliveries = append(deliveries, Delivery{
 			ID: id.encode(q.uid), Record: l.event, Attempt: target.attempts, LeaseEnd: l.due, Redriven: l.redriving(),
 		})
+		q.startSpan(l)
 		l.event = nil
 	}
 	w.unsent = nil
@@ -549,6 +556,7 @@ func (q *queue) ack(text string, now time.Time) ordergatev1.DeliveryResultCode {
 	case l.vague():
 		return retryable // what is behind it is being read
 	}
+	l.endSpan(outcomeAcked)
 	q.finish(l, l.current, now)
 	return ok
 }
@@ -562,6 +570,7 @@ func (q *queue) nack(nack *ordergatev1.Nack, now time.Time) ordergatev1.Delivery
 	target := l.target()
 	switch {
 	case nack.GetAction() == ordergatev1.NackAction_NACK_ACTION_SKIP:
+		l.endSpan(outcomeSkipped)
 		q.finish(l, l.current, now)
 	case nack.GetAction() == ordergatev1.NackAction_NACK_ACTION_DEAD_LETTER:
 		q.kill(l, ordergatev1.DeadLetterReason_DEAD_LETTER_REASON_SUBSCRIBER_REJECTED, nack.GetReason(), now)
@@ -572,6 +581,7 @@ func (q *queue) nack(nack *ordergatev1.Nack, now time.Time) ordergatev1.Delivery
 		if nack.GetDelay() != nil {
 			delay = nack.GetDelay().AsDuration()
 		}
+		l.endSpan(outcomeRetried)
 		q.lift(l)
 		target.retry = time.Time{}
 		if delay > 0 {

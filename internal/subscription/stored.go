@@ -84,6 +84,7 @@ type heldEvent struct {
 	Stored   time.Time `json:"stored,omitzero"`
 	Attempts int       `json:"attempts,omitempty"`
 	Retry    time.Time `json:"retry,omitzero"`
+	Goods    goods     `json:"goods,omitempty"`
 }
 
 // heldLetter is a dead letter of a held order.
@@ -99,9 +100,9 @@ type heldLetter struct {
 	Redriven bool      `json:"redriven,omitempty"`
 }
 
-func (i *item) held() heldEvent { return heldEvent{i.sequence, i.stored, i.attempts, i.retry} }
+func (i *item) held() heldEvent { return heldEvent{i.sequence, i.stored, i.attempts, i.retry, i.goods} }
 
-func (h heldEvent) item() item { return item{h.Sequence, h.Stored, h.Attempts, h.Retry} }
+func (h heldEvent) item() item { return item{h.Sequence, h.Stored, h.Goods, h.Attempts, h.Retry} }
 
 // record is what is stored of a lane.
 func (l *lane) record(epoch uint64) heldOrder {

@@ -58,6 +58,8 @@ type Subscription struct {
 	saved   uint64        // the position that is stored
 	reading int           // how many orders' events are being read
 	full    bool          // it was said that too many orders are held back
+
+	ahead ahead
 }
 
 // store is one store of what was settled. err is set before done is closed.
