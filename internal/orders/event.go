@@ -1,14 +1,13 @@
 package orders
 
 import (
-	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
 	"time"
 
 	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
+	"github.com/ordergate/ordergate/internal/rawjson"
 )
 
 // Event is a Stripe event, as far as orders need it, or an object that was
@@ -153,7 +152,8 @@ func (e *Event) Concerns(o *ordergatev1.Order) bool {
 func Parse(raw []byte, sources Sources) (*Event, error) {
 	r := &report{event: "event"}
 	top := object{report: r}
-	if raw = bytes.TrimSpace(raw); shapeOf(raw) != "an object" || json.Unmarshal(raw, &top.fields) != nil {
+	var ok bool
+	if top.fields, ok = rawjson.Object(raw); !ok {
 		return nil, errors.New("the event is not a JSON object")
 	}
 	e := &Event{ID: top.text("id"), Type: top.text("type"), APIVersion: top.text("api_version")}
@@ -190,7 +190,8 @@ type Lookup struct {
 func ParseLookup(raw []byte, from Lookup, sources Sources) (*Event, error) {
 	r := &report{event: fmt.Sprintf("lookup (API version %.40q)", from.APIVersion)}
 	top := object{report: r}
-	if raw = bytes.TrimSpace(raw); shapeOf(raw) != "an object" || json.Unmarshal(raw, &top.fields) != nil {
+	var ok bool
+	if top.fields, ok = rawjson.Object(raw); !ok {
 		return nil, errors.New("what was looked up is not a JSON object")
 	}
 	e := &Event{

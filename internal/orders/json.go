@@ -8,6 +8,8 @@ import (
 	"slices"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/ordergate/ordergate/internal/rawjson"
 )
 
 // The readers in this file are tolerant: a field that is absent or null is not
@@ -116,16 +118,15 @@ func (o object) object(key string) (_ object, ok bool) {
 		o.wrong(key)
 		return child, false
 	}
-	// Cannot fail: raw is valid JSON, and an object.
-	ok = json.Unmarshal(o.fields[key], &child.fields) == nil
+	child.fields, ok = rawjson.ValidObject(o.fields[key])
 	return child, ok
 }
 
 // text reads a string.
 func (o object) text(key string) (s string) {
-	if shapeOf(o.fields[key]) != "a string" || json.Unmarshal(o.fields[key], &s) != nil {
+	s, ok := rawjson.ValidString(o.fields[key])
+	if !ok {
 		o.wrong(key)
-		return ""
 	}
 	return s
 }
@@ -275,7 +276,7 @@ func (o object) objects(key string) (list []object) {
 // element reads an object of a list. ok is false when it is not an object.
 func (o object) element(path string, raw json.RawMessage) (_ object, ok bool) {
 	child := object{report: o.report, path: path}
-	ok = shapeOf(raw) == "an object" && json.Unmarshal(raw, &child.fields) == nil
+	child.fields, ok = rawjson.ValidObject(raw)
 	return child, ok
 }
 

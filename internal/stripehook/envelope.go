@@ -1,10 +1,11 @@
 package stripehook
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"regexp"
+
+	"github.com/ordergate/ordergate/internal/rawjson"
 )
 
 // ErrUnreadable means that a body is not a Stripe event: not JSON, or without
@@ -50,26 +51,17 @@ const thinObject = "v2.core.event"
 // ReadEnvelope reads the envelope of an event, thin or snapshot. An error
 // wraps ErrUnreadable.
 func ReadEnvelope(body []byte) (Envelope, error) {
-	var e struct {
-		ID         string `json:"id"`
-		Object     string `json:"object"`
-		Type       string `json:"type"`
-		APIVersion string `json:"api_version"`
-		Account    string `json:"account"`
-		Context    string `json:"context"`
-		Livemode   bool   `json:"livemode"`
-		Data       struct {
-			Object json.RawMessage `json:"object"`
-		} `json:"data"`
-		RelatedObject struct {
-			ID string `json:"id"`
-		} `json:"related_object"`
+	members, ok := rawjson.Object(body)
+	if !ok {
+		return Envelope{}, fmt.Errorf("%w: it is not a JSON object", ErrUnreadable)
 	}
-	// A field of another type than today's stays empty: only the id and the
-	// type are needed to store an event, and they are checked below.
-	var otherType *json.UnmarshalTypeError
-	if err := json.Unmarshal(body, &e); err != nil && !errors.As(err, &otherType) {
-		return Envelope{}, fmt.Errorf("%w: %w", ErrUnreadable, err)
+	e := Envelope{
+		ID:         text(members["id"]),
+		Type:       text(members["type"]),
+		APIVersion: text(members["api_version"]),
+		Account:    text(members["account"]),
+		Livemode:   string(members["livemode"]) == "true",
+		Thin:       text(members["object"]) == thinObject,
 	}
 	if !eventIDShape.MatchString(e.ID) {
 		return Envelope{}, fmt.Errorf("%w: id %.40q is not an event id", ErrUnreadable, e.ID)
@@ -77,25 +69,22 @@ func ReadEnvelope(body []byte) (Envelope, error) {
 	if !eventTypeShape.MatchString(e.Type) {
 		return Envelope{}, fmt.Errorf("%w: type %.40q is not an event type", ErrUnreadable, e.Type)
 	}
-	envelope := Envelope{
-		ID:         e.ID,
-		Type:       e.Type,
-		APIVersion: e.APIVersion,
-		Account:    e.Account,
-		Livemode:   e.Livemode,
-		Thin:       e.Object == thinObject,
-	}
-	if envelope.Thin {
-		envelope.Account = e.Context
-		envelope.ObjectID = e.RelatedObject.ID
-		return envelope, nil
+	about := "data"
+	if e.Thin {
+		e.Account, about = text(members["context"]), "related_object"
 	}
 	// The object of some types has no id (balance): that is not an error here.
-	var object struct {
-		ID string `json:"id"`
+	object, _ := rawjson.ValidObject(members[about])
+	if !e.Thin {
+		object, _ = rawjson.ValidObject(object["object"])
 	}
-	if json.Unmarshal(e.Data.Object, &object) == nil {
-		envelope.ObjectID = object.ID
-	}
-	return envelope, nil
+	e.ObjectID = text(object["id"])
+	return e, nil
+}
+
+// text reads a string. Anything else is empty: only the id and the type are needed
+// to store an event.
+func text(raw []byte) string {
+	s, _ := rawjson.ValidString(raw)
+	return s
 }
