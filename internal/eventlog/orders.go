@@ -41,8 +41,15 @@ const listWindow = 500
 // scanBatch is how many events ScanOrders reads at a time.
 const scanBatch = 500
 
-// eventIDField is the number of OrderEvent.id.
-const eventIDField = 1
+// The numbers of fields of OrderEvent.
+const (
+	eventIDField    = 1
+	sequenceField   = 4
+	createTimeField = 6
+)
+
+// placeBytes is the room for where and when an event is stored, and for a token.
+const placeBytes = 128
 
 func orderSubject(orderID string) string { return "orders." + orderID }
 
@@ -92,6 +99,26 @@ func (r *OrderRecord) ToShip() bool {
 	}
 	event, err := r.Event()
 	return err == nil && event.GetOrder().GetDirective() == ordergatev1.Directive_DIRECTIVE_SHIP
+}
+
+// Wire returns the event as it is sent, in two parts: what is stored, which nobody
+// may change, and behind it where and when that is. It does not decode more than
+// it must to see that what is stored can be an event.
+func (r *OrderRecord) Wire() (stored, place []byte, err error) {
+	for b := r.payload; len(b) > 0; {
+		_, _, length := protowire.ConsumeField(b)
+		if length < 0 {
+			return nil, nil, fmt.Errorf("decode the order event %d: %w", r.Sequence, protowire.ParseError(length))
+		}
+		b = b[length:]
+	}
+	place = protowire.AppendTag(make([]byte, 0, placeBytes), sequenceField, protowire.VarintType)
+	place = protowire.AppendVarint(place, r.Sequence)
+	place = protowire.AppendTag(place, createTimeField, protowire.BytesType)
+	at := timestamppb.New(r.Time)
+	place = protowire.AppendVarint(place, uint64(proto.Size(at)))
+	place, err = proto.MarshalOptions{}.MarshalAppend(place, at)
+	return r.payload, place, err
 }
 
 // Size is the size of the event as it is stored, in bytes.

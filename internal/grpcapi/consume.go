@@ -272,11 +272,13 @@ func (c *consumer) take(request *ordergatev1.ConsumeRequest) error {
 // deliver sends what was assigned to the worker.
 func (c *consumer) deliver() error {
 	for _, delivery := range c.worker.Take() {
-		message := encodeDelivery(c.subscription, delivery)
-		if message == nil {
+		message, err := wireDelivery(delivery)
+		if err != nil {
+			c.subscription.Fault(delivery.ID, err.Error())
 			continue
 		}
-		if err := c.send(&ordergatev1.ConsumeResponse{Payload: &ordergatev1.ConsumeResponse_Delivery{Delivery: message}}); err != nil {
+		c.silence.Reset(c.heartbeat)
+		if err := c.stream.SendMsg(message); err != nil {
 			return err
 		}
 		c.sent.Inc()

@@ -68,6 +68,7 @@ func New(log *eventlog.Log, pipeline *pipeline.Pipeline, subscriptions *subscrip
 	s.drains = &drains{draining: s.draining}
 	guard := guard{security.Access, logger}
 	s.grpc = grpc.NewServer(
+		grpc.ForceServerCodecV2(newWireCodec()),
 		grpc.MaxRecvMsgSize(maxRequestBytes),
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),

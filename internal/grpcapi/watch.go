@@ -162,13 +162,14 @@ func (w *watcher) sendEvents(ctx context.Context) error {
 		case !matches:
 			continue
 		}
-		event, err := record.Event()
+		message, err := wireEvent(record, w.token())
 		if err != nil {
 			return err
 		}
-		if err := w.send(&ordergatev1.WatchOrdersResponse{Payload: &ordergatev1.WatchOrdersResponse_Event{Event: event}}); err != nil {
+		if err := w.stream.SendMsg(message); err != nil {
 			return err
 		}
+		w.lastSent = time.Now()
 		w.sent.Inc()
 		if ctx.Err() != nil {
 			return ctx.Err()
@@ -188,7 +189,10 @@ func (w *watcher) expired(ctx context.Context) error {
 }
 
 func (w *watcher) send(response *ordergatev1.WatchOrdersResponse) error {
-	response.ResumeToken = encodeToken(resumeToken, w.logID, w.after)
+	response.ResumeToken = w.token()
 	w.lastSent = time.Now()
 	return w.stream.Send(response)
 }
+
+// token is the resume token of the place that was reached.
+func (w *watcher) token() string { return encodeToken(resumeToken, w.logID, w.after) }
