@@ -62,6 +62,7 @@ type engine struct {
 
 	buckets map[BucketName]jetstream.KeyValue
 
+	tail       tail
 	flusher    *flusher
 	background sync.WaitGroup
 

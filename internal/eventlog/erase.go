@@ -113,6 +113,7 @@ func (l *Log) EraseOrderEvents(ctx context.Context, orderID string, below uint64
 		if err != nil {
 			return erased, err
 		}
+		e.tail.forget(orderID, below)
 		done := true
 		for _, r := range records {
 			if r.Sequence >= below {

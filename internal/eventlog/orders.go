@@ -420,6 +420,11 @@ func (l *Log) ReadOrders(ctx context.Context, after uint64, limit int) (records 
 	if err != nil {
 		return nil, 0, err
 	}
+	return e.readNewest(ctx, after, limit)
+}
+
+// readDurable is ReadOrders from the engine.
+func (e *engine) readDurable(ctx context.Context, after uint64, limit int) (records []*OrderRecord, next uint64, err error) {
 	frontier, _ := e.durable()
 	if after >= frontier {
 		return nil, after, nil

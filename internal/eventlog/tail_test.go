@@ -1,0 +1,117 @@
+package eventlog
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
+)
+
+// Whoever follows the log, from wherever and with whatever limit, gets every event,
+// in order and once, while others do too.
+func TestReadersShareTheTail(t *testing.T) {
+	l := openLog(t, testConfig(t))
+	const events = 600
+	var want []string
+	for i := range events {
+		want = append(want, fmt.Sprintf("cs_%d.1", i))
+	}
+	var readers sync.WaitGroup
+	for reader := range 20 {
+		readers.Go(func() {
+			random := rand.New(rand.NewPCG(uint64(reader), 1))
+			var got []string
+			for after := uint64(0); len(got) < events; {
+				if err := l.AwaitOrders(t.Context(), after); err != nil {
+					t.Error(err)
+					return
+				}
+				records, next, err := l.ReadOrders(deadline(t), after, 1+random.IntN(100))
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				for _, r := range records {
+					got = append(got, r.EventID())
+				}
+				after = next
+			}
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Errorf("reader %d: %s", reader, diff)
+			}
+		})
+	}
+	for i := range events {
+		appendOrder(t, l, fmt.Sprintf("cs_%d", i), 1, 0)
+		if i%7 == 0 {
+			flush(t, l)
+		}
+	}
+	flush(t, l)
+	readers.Wait()
+}
+
+// The tail is bounded, and keeps nothing of what was erased.
+func TestTailIsBounded(t *testing.T) {
+	l := openLog(t, testConfig(t))
+	note := make([]byte, 100_000)
+	for i := range note {
+		note[i] = 'x'
+	}
+	last := uint64(0)
+	for i := range 200 {
+		event := orderEvent(fmt.Sprintf("cs_%d", i/2), int64(1+i%2))
+		event.Note = string(note)
+		if i%2 == 0 {
+			last = 0
+		}
+		var err error
+		if last, err = l.AppendOrder(deadline(t), event, last); err != nil {
+			t.Fatal(err)
+		}
+		flush(t, l)
+		if _, _, err := l.ReadOrders(deadline(t), last-1, 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	tail := &l.engine.tail
+	if tail.bytes > tailBytes || tail.bytes < tailBytes/2 || len(tail.records) != int(tail.to-tail.from) || tail.to != 200 {
+		t.Errorf("%d bytes, %d events, from %d to %d", tail.bytes, len(tail.records), tail.from, tail.to)
+	}
+	if got := readIDs(t, l, 150); len(got) != 50 || got[0] != "cs_75.1" {
+		t.Errorf("read from the tail: %v", got)
+	}
+	erased := &ordergatev1.OrderEvent{Kind: ordergatev1.OrderEventKind_ORDER_EVENT_KIND_ERASED, Id: "cs_99.3", Order: &ordergatev1.Order{Id: "cs_99"}}
+	tombstone, err := l.AppendOrder(deadline(t), erased, 200)
+	if err != nil {
+		t.Fatal(err)
+	}
+	flush(t, l)
+	if n, err := l.EraseOrderEvents(deadline(t), "cs_99", tombstone); n != 2 || err != nil {
+		t.Fatal(n, err)
+	}
+	if diff := cmp.Diff([]string{"cs_98.2", "cs_99.3"}, readIDs(t, l, 197)); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// Who begins ahead of the tail leaves no hole in it.
+func TestTailHasNoHole(t *testing.T) {
+	l := openLog(t, testConfig(t))
+	for i := range 20 {
+		appendOrder(t, l, fmt.Sprintf("cs_%d", i+1), 1, 0)
+		flush(t, l)
+		if i == 9 {
+			readIDs(t, l, 5)
+		}
+	}
+	for _, after := range []uint64{15, 5, 10} {
+		if got := readIDs(t, l, after); len(got) != 20-int(after) {
+			t.Errorf("behind %d: %v", after, got)
+		}
+	}
+}
