@@ -52,6 +52,8 @@ const (
 // end.
 type engine struct {
 	logger *slog.Logger
+	dir    string
+	sync   func() error
 	server *server.Server
 	conn   *nats.Conn
 	js     jetstream.JetStream
@@ -70,10 +72,16 @@ type engine struct {
 	dead context.Context
 	fail context.CancelCauseFunc
 
+	notebook *notebook // nil until the files have been looked at
+	note     *note     // what is in it; of the flusher, between opening and the end
+	unread   bool      // blocks are left to be read
+	accepted bool      // damage was found, and is accepted
+
 	mu       sync.Mutex
-	written  uint64        // newest sequence of ORDERS that was written
-	frontier uint64        // newest sequence of ORDERS that is on disk
-	advanced chan struct{} // closed, and made anew, when frontier grows
+	streams  map[string]uint64 // newest sequences that were written, for the note
+	written  uint64            // newest sequence of ORDERS that was written
+	frontier uint64            // newest sequence of ORDERS that is on disk
+	advanced chan struct{}     // closed, and made anew, when frontier grows
 }
 
 // openEngine starts a server on what is really on the disk, and returns once
@@ -81,25 +89,35 @@ type engine struct {
 func openEngine(ctx context.Context, cfg Config) (_ *engine, err error) {
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
+	if err := firstNote(cfg.Dir); err != nil {
+		return nil, err
+	}
 	if err := cfg.Sync(); err != nil {
 		return nil, fmt.Errorf("flush the data directory: %w", err)
 	}
 	if err := dropPageCache(cfg.Dir); err != nil {
 		return nil, fmt.Errorf("drop the page cache of the data directory: %w", err)
 	}
-	e := &engine{logger: cfg.Logger, advanced: make(chan struct{})}
+	e := &engine{logger: cfg.Logger, dir: cfg.Dir, sync: cfg.Sync, streams: map[string]uint64{}, advanced: make(chan struct{})}
 	e.dead, e.fail = context.WithCancelCause(context.Background())
-	e.flusher = newFlusher(cfg.Sync, e.newestWritten, e.advance)
+	e.flusher = newFlusher(e.syncWithNote, e.newestWritten, e.advance)
 	defer func() {
 		if err != nil {
+			e.fail(err)
 			e.close()
 		}
 	}()
+	if err := e.checkFiles(cfg); err != nil {
+		return nil, err
+	}
 	if err := e.start(ctx, cfg); err != nil {
 		return nil, fmt.Errorf("start the log's engine on %s: %w", cfg.Dir, err)
 	}
 	if err := e.createStreams(ctx, cfg); err != nil {
 		return nil, fmt.Errorf("open the log's streams: %w", err)
+	}
+	if err := e.checkStates(cfg); err != nil {
+		return nil, err
 	}
 	if err := e.probe(ctx); err != nil {
 		return nil, fmt.Errorf("write to the log: %w", err)
@@ -112,6 +130,9 @@ func openEngine(ctx context.Context, cfg Config) (_ *engine, err error) {
 	e.background.Go(e.watchHealth)
 	if err := e.flush(ctx); err != nil {
 		return nil, err
+	}
+	if e.unread {
+		e.background.Go(func() { e.checkRest(cfg.key) })
 	}
 	return e, nil
 }
@@ -173,6 +194,8 @@ func (e *engine) start(ctx context.Context, cfg Config) error {
 		JetStream:  true,
 		StoreDir:   cfg.Dir,
 		SyncAlways: syncEachMessage,
+		// The default of JetStreamCipher is ChaCha, which checkFiles reads.
+		JetStreamKey: cfg.key,
 		// The disk is the limit; the engine's own would be a share of what was
 		// free at start.
 		JetStreamMaxStore: math.MaxInt64 / 2,
@@ -275,6 +298,7 @@ func (e *engine) ensureStream(ctx context.Context, cfg jetstream.StreamConfig) (
 
 // close ends the engine. It may be called on one that was only half opened.
 func (e *engine) close() {
+	clean := e.dead.Err() == nil
 	e.fail(fmt.Errorf("%w: it is closed", ErrUnavailable))
 	e.background.Wait()
 	e.mu.Lock()
@@ -283,9 +307,20 @@ func (e *engine) close() {
 	if e.conn != nil {
 		e.conn.Close()
 	}
-	if e.server != nil {
+	if e.server == nil {
+		clean = false
+	} else {
+		if clean {
+			clean = e.noteStates()
+		}
 		e.server.Shutdown()
 		e.server.WaitForShutdown()
+	}
+	if e.notebook != nil {
+		if clean {
+			e.noteEnd()
+		}
+		e.notebook.close()
 	}
 }
 
@@ -319,6 +354,14 @@ func (e *engine) wrote(sequence uint64) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.written = max(e.written, sequence)
+	e.streams[ordersStream] = e.written
+}
+
+// wroteTo does so for the streams whose readers need no frontier.
+func (e *engine) wroteTo(stream string, sequence uint64) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.streams[stream] = max(e.streams[stream], sequence)
 }
 
 func (e *engine) newestWritten() uint64 {

@@ -26,6 +26,8 @@ import (
 
 	"github.com/cenkalti/backoff/v5"
 	"github.com/gofrs/flock"
+
+	"github.com/ordergate/ordergate/internal/watchfile"
 )
 
 // What can go wrong, for errors.Is.
@@ -59,12 +61,18 @@ type Config struct {
 	OrdersMaxAge time.Duration
 	// MaxEventBytes is the largest raw event, in bytes.
 	MaxEventBytes int
+	// Keys encrypt what is stored. None leaves it in plaintext.
+	Keys Keys
+	// AcceptDamage opens a log whose files are damaged, without what cannot be read.
+	AcceptDamage bool
 	// Logger gets what the operator should know.
 	Logger *slog.Logger
 
 	// Sync replaces the flush to disk, in tests that must make it fail. Nil is
 	// the real one.
 	Sync func() error
+
+	key string // of the log, once it is open
 }
 
 // Log is the open log. Its methods may be called from many goroutines.
@@ -114,6 +122,10 @@ func Open(ctx context.Context, cfg Config) (_ *Log, err error) {
 	}()
 	if cfg.Sync == nil {
 		cfg.Sync = func() error { return syncFilesystem(dir) }
+	}
+	watchfile.WarnIfShared(cfg.Logger, "the data directory", cfg.Dir)
+	if cfg.key, err = openKey(cfg.Dir, cfg.Keys, cfg.Logger); err != nil {
+		return nil, err
 	}
 	e, err := openEngine(ctx, cfg)
 	if err != nil {

@@ -55,11 +55,11 @@ func (l *Log) AppendInbox(ctx context.Context, event RawEvent) (duplicate bool, 
 	ctx, cancel := e.alive(ctx)
 	defer cancel()
 	msg := &nats.Msg{Subject: inboxSubject(event.ID), Data: event.Body, Header: nats.Header{headerSecret: {event.SecretLabel}}}
-	_, err = e.js.PublishMsg(ctx, msg)
-	if err != nil {
-		if duplicate, err = e.resolveInbox(ctx, event.ID, err); err != nil {
-			return false, err
-		}
+	ack, err := e.js.PublishMsg(ctx, msg)
+	if err == nil {
+		e.wroteTo(inboxStream, ack.Sequence)
+	} else if duplicate, err = e.resolveInbox(ctx, event.ID, err); err != nil {
+		return false, err
 	}
 	// A refused copy waits for a flush as well: the first one may still be
 	// waiting for its own.
