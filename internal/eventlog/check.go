@@ -32,6 +32,10 @@ const (
 	metaSumName = "meta.sum"
 	metaKeyName = "meta.key"
 	messagesDir = "msgs"
+	indexName   = "index.db"
+
+	consumersDir  = "obs"
+	consumerState = "o.dat"
 
 	recordHeader = 22
 	recordSum    = 8
@@ -66,7 +70,7 @@ type checker struct {
 	now  time.Time
 
 	problems []string
-	orphans  []string // files of blocks without a key that nothing covers
+	orphans  []string // files that the engine fails of, and that nothing acknowledged is in
 }
 
 // check returns what of the acknowledged is not there.
@@ -94,6 +98,9 @@ func (c *checker) checkStream(name string, s *streamNote) error {
 	if problem := c.checkMeta(dir, name); problem != "" {
 		c.damage("stream %s: %s", name, problem)
 		return nil
+	}
+	if err := c.checkConsumers(dir, name); err != nil {
+		return err
 	}
 	files, err := blockFiles(dir)
 	if err != nil {
@@ -125,6 +132,40 @@ func (c *checker) checkMeta(dir, name string) string {
 		return fmt.Sprintf("its key %s cannot be used: %v", filepath.Join(dir, metaKeyName), err)
 	}
 	return ""
+}
+
+// checkConsumers finds consumers whose files are torn: they are written without a
+// flush, and the engine may fail of them.
+func (c *checker) checkConsumers(stream, name string) error {
+	entries, err := os.ReadDir(filepath.Join(stream, consumersDir))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	for _, entry := range entries {
+		dir := filepath.Join(stream, consumersDir, entry.Name())
+		meta, _ := os.ReadFile(filepath.Join(dir, metaName)) // what cannot be read is empty
+		sum, _ := os.ReadFile(filepath.Join(dir, metaSumName))
+		whole := string(sum) == hex.EncodeToString(hashOf([]byte(name+"/"+entry.Name())).sum(meta))
+		if c.key != "" && whole {
+			key, _, err := c.blockKey(filepath.Join(dir, metaKeyName), name+"."+entry.Name())
+			state, _ := os.ReadFile(filepath.Join(dir, consumerState))
+			whole = err == nil && (len(state) == 0 || opens(key, state))
+		}
+		if !whole {
+			c.orphans = append(c.orphans, dir)
+		}
+	}
+	return nil
+}
+
+// opens reports whether a sealed state is whole.
+func opens(key, sealed []byte) bool {
+	opener, err := chacha20poly1305.NewX(key)
+	if err != nil || len(sealed) < opener.NonceSize() {
+		return false
+	}
+	_, err = opener.Open(nil, sealed[:opener.NonceSize()], sealed[opener.NonceSize():], nil)
+	return err == nil
 }
 
 type blockFile struct {
@@ -177,7 +218,7 @@ func (c *checker) checkChanged(name string, files []blockFile) error {
 func (c *checker) checkBlocks(name string, s *streamNote, files []blockFile) error {
 	var first, last uint64
 	removed := map[uint64]bool{}
-	var holes [][2]uint64 // between blocks of which one is missing
+	var holes [][2]uint64 // between blocks
 	for i, file := range files {
 		b, err := c.readBlock(name, file)
 		if err != nil {
@@ -186,7 +227,8 @@ func (c *checker) checkBlocks(name string, s *streamNote, files []blockFile) err
 		for _, sequence := range b.tombstones {
 			removed[sequence] = true
 		}
-		if i > 0 && file.index != files[i-1].index+1 && !known(s.Missing, files[i-1].index, file.index) {
+		gone := i > 0 && !known(s.Missing, files[i-1].index, file.index)
+		if gone || i > 0 && s.Deleted == 0 && b.first > last+1 {
 			holes = append(holes, [2]uint64{last + 1, max(b.first, 1) - 1})
 		}
 		if b.first > 0 && first == 0 {
@@ -198,7 +240,7 @@ func (c *checker) checkBlocks(name string, s *streamNote, files []blockFile) err
 		case last < s.Covered:
 			c.damage("%s: %s; %s was on disk up to %d, and can be read up to %d there", file.path, b.problem, name, s.Covered, last)
 		case b.keyless:
-			c.orphans = append(c.orphans, file.path, file.key())
+			c.orphans = append(c.orphans, file.path)
 		}
 	}
 	if last < s.Covered && len(c.problems) == 0 {
@@ -211,7 +253,7 @@ func (c *checker) checkBlocks(name string, s *streamNote, files []blockFile) err
 			}
 		}
 		expired := age > 0 && !s.FirstTime.Add(age).After(c.now)
-		if s.Messages > 0 && first > s.First && !expired && !allIn(removed, s.First, first-1) {
+		if first > s.First && !expired && !allIn(removed, s.First, first-1) {
 			c.damage("stream %s begins at %d, and the events from %d on are not too old", name, first, s.First)
 		}
 	}

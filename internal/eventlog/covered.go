@@ -1,6 +1,7 @@
 package eventlog
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go/jetstream"
 )
 
 // ages returns the streams that lose events only to age, and to what is erased,
@@ -50,8 +52,9 @@ func (e *engine) checkFiles(cfg Config) error {
 			return fmt.Errorf("check the log's files: %w", err)
 		}
 		for _, orphan := range c.orphans {
-			if err := os.Remove(orphan); err != nil && !errors.Is(err, os.ErrNotExist) {
-				return fmt.Errorf("remove a block without a key, of which nothing was acknowledged: %w", err)
+			e.logger.Warn("a write that had not ended is taken back", "file", orphan)
+			if err := os.RemoveAll(orphan); err != nil {
+				return err
 			}
 		}
 		problems, e.unread = c.problems, e.note.Clean
@@ -100,13 +103,32 @@ func (e *engine) accept(cfg Config, problems []string) error {
 	if len(problems) == 0 {
 		return nil
 	}
-	err := damaged(cfg.Dir, problems)
+	damage := damaged(cfg.Dir, problems)
 	if !cfg.AcceptDamage {
+		return damage
+	}
+	e.logger.Warn("the log is opened without what cannot be read: --accept-damage", "error", damage)
+	e.accepted = true
+	if e.server != nil {
+		return nil
+	}
+	// Without its index the engine reads every block, and cuts off what it cannot.
+	indexes, err := filepath.Glob(filepath.Join(streamsDir(cfg.Dir), "*", messagesDir, indexName))
+	for _, index := range indexes {
+		err = errors.Join(err, os.Remove(index))
+	}
+	return err
+}
+
+// forgetConverter removes what the engine could not read of the converter's
+// state, which is written without a flush: it begins anew. Converting an event
+// twice changes nothing.
+func (e *engine) forgetConverter(ctx context.Context) error {
+	_, err := e.inbox.Consumer(ctx, converterConsumer)
+	if !errors.Is(err, jetstream.ErrConsumerNotFound) {
 		return err
 	}
-	e.logger.Warn("the log is opened without what cannot be read: --accept-damage", "error", err)
-	e.accepted = true
-	return nil
+	return os.RemoveAll(filepath.Join(streamsDir(e.dir), inboxStream, consumersDir, converterConsumer))
 }
 
 // states asks the engine for its streams.
@@ -138,13 +160,18 @@ func compareStates(name string, then *streamNote, now server.StreamDetail, at ti
 	}
 	maxAge := now.Config.MaxAge
 	expired := maxAge > 0 && !then.FirstTime.Add(maxAge).After(at)
-	if then.Messages > 0 && state.FirstSeq > then.First && !expired {
+	if state.FirstSeq > then.First && !expired {
 		problems = append(problems, fmt.Sprintf("stream %s begins at %d, and the events from %d on are not too old", name, state.FirstSeq, then.First))
 	}
-	if gone := int64(state.LastSeq) - int64(state.FirstSeq) + 1 - int64(state.Msgs) - then.deleted(); gone > 0 && state.LastSeq <= then.Covered {
+	if gone := deleted(state) - then.Deleted; gone > 0 && state.LastSeq <= then.Covered {
 		problems = append(problems, fmt.Sprintf("stream %s has lost %d events in the middle", name, gone))
 	}
 	return problems
+}
+
+// deleted is how many sequences between the first and the last are empty.
+func deleted(state server.StreamState) int64 {
+	return int64(state.LastSeq) - int64(max(state.FirstSeq, 1)) + 1 - int64(state.Msgs)
 }
 
 // noteStates notes what the engine has now; the caller writes it.
@@ -159,7 +186,11 @@ func (e *engine) noteStates() bool {
 		if err != nil {
 			return false
 		}
-		s := &streamNote{Covered: stream.State.LastSeq, First: stream.State.FirstSeq, FirstTime: stream.State.FirstTime, Messages: stream.State.Msgs}
+		state := stream.State
+		s := &streamNote{Covered: state.LastSeq, First: max(state.FirstSeq, 1), FirstTime: state.FirstTime, Deleted: deleted(state)}
+		if state.Msgs == 0 {
+			s.FirstTime = time.Now().UTC()
+		}
 		if _, whole := ages(Config{})[name]; whole {
 			s.Missing = missingBlocks(files)
 		}

@@ -218,7 +218,7 @@ func (e *engine) start(ctx context.Context, cfg Config) error {
 		return errors.New("its store could not be opened: see the lines before this one, and check the directory's free space, owner and mode")
 	}
 	if err := e.health(); err != nil {
-		return fmt.Errorf("%w: its files are damaged; keep a copy of the directory, and start with an empty one or a backup", err)
+		return fmt.Errorf("%w: %w; keep a copy of the directory, and restore a backup or start with an empty one", ErrDamaged, err)
 	}
 	e.conn, err = nats.Connect("", nats.InProcessServer(e.server), nats.Name("ordergate"), nats.MaxReconnects(-1), nats.ReconnectWait(50*time.Millisecond),
 		nats.Timeout(requestTimeout))
@@ -256,6 +256,9 @@ func (e *engine) createStreams(ctx context.Context, cfg Config) error {
 		AllowDirect: true,
 	})
 	if err != nil {
+		return err
+	}
+	if err := e.forgetConverter(ctx); err != nil {
 		return err
 	}
 	if err := e.openBuckets(ctx, cfg); err != nil {

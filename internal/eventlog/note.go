@@ -37,16 +37,13 @@ type streamNote struct {
 
 	// What follows is as of the last opening or the clean end.
 
+	// First is the oldest sequence; FirstTime is not later than it was stored.
 	First     uint64    `json:"first"`
 	FirstTime time.Time `json:"first_time"`
-	Messages  uint64    `json:"messages"`
+	// Deleted is how many sequences between the first and the last were empty.
+	Deleted int64 `json:"deleted,omitempty"`
 	// Missing are the blocks between the first and the last that are no more.
 	Missing []uint32 `json:"missing,omitempty"`
-}
-
-// deleted is how many sequences between the first and the last are empty.
-func (s *streamNote) deleted() int64 {
-	return int64(s.Covered) - int64(s.First) + 1 - int64(s.Messages)
 }
 
 // notebook is the file of notes. Two places take turns, so that a torn write
