@@ -27,6 +27,7 @@ import (
 	"github.com/ordergate/ordergate/internal/pipeline"
 	"github.com/ordergate/ordergate/internal/stripeapi"
 	"github.com/ordergate/ordergate/internal/subscription"
+	"github.com/ordergate/ordergate/internal/watchfile"
 )
 
 // inProcessBuffer is the buffer of the connection between the admin listener
@@ -67,8 +68,9 @@ func newGateway(ctx context.Context, cfg config.Config, logger *slog.Logger) (_ 
 	access, accessErr := loadAccess(cfg, logger)
 	keys, keysErr := loadKeys(cfg.TLSCert, cfg.TLSKey, cfg.TLSClientCA, "--tls-cert, --tls-key, --tls-client-ca", logger)
 	ingressKeys, ingressKeysErr := loadKeys(cfg.IngressTLSCert, cfg.IngressTLSKey, "", "--ingress-tls-cert, --ingress-tls-key", logger)
+	encryption, encryptionErr := loadEncryption(cfg.EncryptionKeyFile, logger)
 	proxies, proxyProblems := ingress.ParseProxies(cfg.TrustedProxies, cfg.ClientIPHeader)
-	if err := errors.Join(cfg.Check(), secretsErr, stripeErr, accessErr, keysErr, ingressKeysErr, errors.Join(proxyProblems...)); err != nil {
+	if err := errors.Join(cfg.Check(), secretsErr, stripeErr, accessErr, keysErr, ingressKeysErr, encryptionErr, errors.Join(proxyProblems...)); err != nil {
 		return nil, err
 	}
 	g := &gateway{cfg: cfg, logger: logger, secrets: secrets, access: access, keys: keys, ingressKeys: ingressKeys, inProcess: bufconn.Listen(inProcessBuffer)}
@@ -82,6 +84,8 @@ func newGateway(ctx context.Context, cfg config.Config, logger *slog.Logger) (_ 
 		InboxMaxAge:   cfg.InboxMaxAge,
 		OrdersMaxAge:  cfg.OrdersMaxAge,
 		MaxEventBytes: int(cfg.MaxBodyBytes),
+		Keys:          encryption,
+		AcceptDamage:  cfg.AcceptDamage,
 		Logger:        logger,
 	})
 	if err != nil {
@@ -154,6 +158,23 @@ func loadKeys(cert, key, clientCA, flags string, logger *slog.Logger) (*auth.Key
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", flags, err)
 	}
+	return keys, nil
+}
+
+// loadEncryption returns no keys without a file.
+func loadEncryption(file string, logger *slog.Logger) (eventlog.Keys, error) {
+	if file == "" {
+		return eventlog.Keys{}, nil
+	}
+	contents, err := watchfile.New(file).Read()
+	if err != nil {
+		return eventlog.Keys{}, fmt.Errorf("--encryption-key-file: %w", err)
+	}
+	keys, err := eventlog.ParseKeys(string(contents[0]))
+	if err != nil {
+		return eventlog.Keys{}, fmt.Errorf("--encryption-key-file %s: %w", file, err)
+	}
+	watchfile.WarnIfShared(logger, "the encryption key file", file)
 	return keys, nil
 }
 

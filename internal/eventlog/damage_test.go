@@ -137,7 +137,7 @@ func TestDamage(t *testing.T) {
 		{"a byte in the first block", change(block(1), flip), "INBOX/msgs/1.blk", "plain"},
 		{"a byte in a middle block", change(block(2), flip), "INBOX/msgs/2.blk", "plain encrypted"},
 		{"a byte in the newest block", change(block(3), flip), "INBOX/msgs/3.blk", "plain"},
-		{"a middle block is cut off", change(block(2), halve), "INBOX/msgs/3.blk", "plain"},
+		{"a middle block is cut off", change(block(2), halve), "INBOX/msgs/2.blk", "plain"},
 		{"the newest block is cut off", change(block(3), halve), "INBOX", "plain encrypted"},
 		{"a middle block is cut off between two events", change(block(2), cutEven), "INBOX", "plain"},
 		{"a middle block is empty", change(block(2), empty), "INBOX", "plain"},
