@@ -3,6 +3,8 @@ package eventlog
 import (
 	"bytes"
 	"cmp"
+	"crypto/aes"
+	"crypto/cipher"
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/binary"
@@ -18,8 +20,6 @@ import (
 	"time"
 
 	"github.com/minio/highwayhash"
-	"golang.org/x/crypto/chacha20"
-	"golang.org/x/crypto/chacha20poly1305"
 )
 
 // The engine drops what it cannot read, and goes on: it cuts a block off at the
@@ -149,23 +149,16 @@ func (c *checker) checkConsumers(stream, name string) error {
 		if c.key != "" && whole {
 			key, _, err := c.blockKey(filepath.Join(dir, metaKeyName), name+"."+entry.Name())
 			state, _ := os.ReadFile(filepath.Join(dir, consumerState))
-			whole = err == nil && (len(state) == 0 || opens(key, state))
+			if whole = err == nil; whole && len(state) > 0 {
+				_, _, err := open(key, state)
+				whole = err == nil
+			}
 		}
 		if !whole {
 			c.orphans = append(c.orphans, dir)
 		}
 	}
 	return nil
-}
-
-// opens reports whether a sealed state is whole.
-func opens(key, sealed []byte) bool {
-	opener, err := chacha20poly1305.NewX(key)
-	if err != nil || len(sealed) < opener.NonceSize() {
-		return false
-	}
-	_, err = opener.Open(nil, sealed[:opener.NonceSize()], sealed[opener.NonceSize():], nil)
-	return err == nil
 }
 
 type blockFile struct {
@@ -308,11 +301,11 @@ func (c *checker) readBlock(stream string, file blockFile) (block, error) {
 		if err != nil {
 			return block{problem: fmt.Sprintf("its key cannot be used: %v", err), keyless: true}, nil
 		}
-		stream, err := chacha20.NewUnauthenticatedCipher(key, nonce)
+		cipherBlock, err := aes.NewCipher(key)
 		if err != nil {
 			return block{}, err
 		}
-		stream.XORKeyStream(content, content)
+		cipher.NewCTR(cipherBlock, nonce).XORKeyStream(content, content)
 	}
 	return parseBlock(content, fmt.Sprintf("%s-%d", stream, file.index)), nil
 }
@@ -325,7 +318,16 @@ func (c *checker) blockKey(path, context string) (key, nonce []byte, err error) 
 	}
 	mac := hmac.New(sha256.New, []byte(c.key))
 	mac.Write([]byte(account + context)) // a hash takes everything
-	opener, err := chacha20poly1305.NewX(mac.Sum(nil))
+	return open(mac.Sum(nil), sealed)
+}
+
+// open returns what was sealed, and the nonce in front of it.
+func open(key, sealed []byte) (content, nonce []byte, err error) {
+	block, err := aes.NewCipher(key)
+	if err != nil {
+		return nil, nil, err
+	}
+	opener, err := cipher.NewGCMWithNonceSize(block, block.BlockSize())
 	if err != nil {
 		return nil, nil, err
 	}
@@ -333,8 +335,8 @@ func (c *checker) blockKey(path, context string) (key, nonce []byte, err error) 
 		return nil, nil, errors.New("it is cut off")
 	}
 	nonce = sealed[:opener.NonceSize()]
-	key, err = opener.Open(nil, nonce, sealed[len(nonce):], nil)
-	return key, nonce, err
+	content, err = opener.Open(nil, nonce, sealed[len(nonce):], nil)
+	return content, nonce, err
 }
 
 // hasher is the hash that the engine uses.

@@ -194,8 +194,9 @@ func (e *engine) start(ctx context.Context, cfg Config) error {
 		JetStream:  true,
 		StoreDir:   cfg.Dir,
 		SyncAlways: syncEachMessage,
-		// The default of JetStreamCipher is ChaCha, which checkFiles reads.
-		JetStreamKey: cfg.key,
+		// checkFiles reads this cipher only. It is done by the processor.
+		JetStreamKey:    cfg.key,
+		JetStreamCipher: server.AES,
 		// The disk is the limit; the engine's own would be a share of what was
 		// free at start.
 		JetStreamMaxStore: math.MaxInt64 / 2,
