@@ -47,7 +47,7 @@ func (e *engine) checkFiles(cfg Config) error {
 	if e.note == nil {
 		problems = []string{filepath.Join(cfg.Dir, noteFile) + ", which says what must be there, is missing or cannot be read"}
 	} else {
-		c := &checker{dir: cfg.Dir, note: e.note, key: cfg.key, ages: ages(cfg), now: time.Now()}
+		c := &checker{dir: cfg.Dir, note: e.note, key: cfg.key, ages: ages(cfg), now: cfg.wall()}
 		if err := c.check(); err != nil {
 			return fmt.Errorf("check the log's files: %w", err)
 		}
@@ -57,7 +57,7 @@ func (e *engine) checkFiles(cfg Config) error {
 				return err
 			}
 		}
-		problems, e.unread = c.problems, e.note.Clean
+		problems, e.unread = append(c.problems, implausible(e.note, cfg)...), e.note.Clean
 	}
 	return e.accept(cfg, problems)
 }
@@ -72,7 +72,7 @@ func (e *engine) checkStates(cfg Config) error {
 	var problems []string
 	if e.note != nil && e.note.Clean && !e.accepted {
 		for _, name := range slices.Sorted(maps.Keys(e.note.Streams)) {
-			problems = append(problems, compareStates(name, e.note.Streams[name], now[name], time.Now())...)
+			problems = append(problems, compareStates(name, e.note.Streams[name], now[name], cfg.wall())...)
 		}
 	}
 	if err := e.accept(cfg, problems); err != nil {

@@ -128,6 +128,7 @@ func openEngine(ctx context.Context, cfg Config) (_ *engine, err error) {
 		}
 	})
 	e.background.Go(e.watchHealth)
+	e.background.Go(func() { e.watchClock(cfg.wall) })
 	if err := e.flush(ctx); err != nil {
 		return nil, err
 	}

@@ -72,7 +72,8 @@ type Config struct {
 	// the real one.
 	Sync func() error
 
-	key string // of the log, once it is open
+	key  string           // of the log, once it is open
+	wall func() time.Time // replaces the clock on the wall, in tests
 }
 
 // Log is the open log. Its methods may be called from many goroutines.
@@ -120,6 +121,9 @@ func Open(ctx context.Context, cfg Config) (_ *Log, err error) {
 			dir.Close()
 		}
 	}()
+	if cfg.wall == nil {
+		cfg.wall = time.Now
+	}
 	if cfg.Sync == nil {
 		cfg.Sync = func() error { return syncFilesystem(dir) }
 	}

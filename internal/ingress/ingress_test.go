@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -263,5 +264,56 @@ func TestServerBoundsTheHeader(t *testing.T) {
 	answer.Body.Close()
 	if answer.StatusCode != http.StatusRequestHeaderFieldsTooLarge {
 		t.Errorf("status = %d", answer.StatusCode)
+	}
+}
+
+// While the disk fails the answer is 503; when it works again, the events that
+// were answered 200 are there, once, and the others can be sent again.
+func TestDiskThatFails(t *testing.T) {
+	var broken atomic.Bool
+	log, err := eventlog.Open(t.Context(), eventlog.Config{Dir: t.TempDir(), MaxEventBytes: 1 << 20, Logger: slog.New(slog.DiscardHandler), Sync: func() error {
+		if broken.Load() {
+			return errors.New("input/output error")
+		}
+		return nil
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	d := newDoor(t, log)
+	answered := map[string]bool{}
+	for i := range 30 {
+		if i%10 == 5 {
+			broken.Store(true)
+			log.Flush(t.Context()) // it fails, and the log notices
+		}
+		id := fmt.Sprintf("evt_%d", i)
+		w := d.send(request(fmt.Sprintf(`{"id":%q,"type":"price.created"}`, id)))
+		if want := map[bool]int{false: 200, true: 503}[broken.Load()]; w.Code != want {
+			t.Errorf("%s: %d, want %d", id, w.Code, want)
+		}
+		answered[id] = w.Code == 200
+		if broken.CompareAndSwap(true, false) {
+			for log.Ready() != nil {
+				_, changed := log.Opened()
+				if log.Ready() != nil {
+					<-changed
+				}
+			}
+		}
+	}
+	events, err := log.ReadInbox(t.Context(), 0, 100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stored := map[string]int{}
+	for _, event := range events {
+		stored[event.ID]++
+	}
+	for id, ok := range answered {
+		if ok && stored[id] != 1 || stored[id] > 1 {
+			t.Errorf("%s was answered 200: %v, and is stored %d times", id, ok, stored[id])
+		}
 	}
 }
