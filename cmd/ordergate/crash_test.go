@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net/http"
 	"os"
@@ -199,13 +200,19 @@ type crashing struct {
 	t                    *testing.T
 	dir                  string
 	ingress, grpc, admin string
+	args                 []string  // beside the usual
+	stderr               io.Writer // of the gateway; nil is the test's output
 	process              *exec.Cmd
 }
 
 func (g *crashing) start(ctx context.Context) {
 	g.process = exec.Command("ordergate", "serve", "--data-dir", filepath.Join(g.dir, "data"),
 		"--ingress-addr", g.ingress, "--grpc-addr", g.grpc, "--admin-addr", g.admin, "--stripe-webhook-secret", crashSecret)
-	g.process.Dir, g.process.Stderr = g.dir, g.t.Output()
+	g.process.Args = append(g.process.Args, g.args...)
+	g.process.Dir, g.process.Stderr = g.dir, g.stderr
+	if g.stderr == nil {
+		g.process.Stderr = g.t.Output()
+	}
 	if err := g.process.Start(); err != nil {
 		g.t.Fatal(err)
 	}
