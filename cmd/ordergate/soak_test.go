@@ -55,7 +55,7 @@ func TestSoak(t *testing.T) {
 	if testing.Short() {
 		t.Skip("it takes some 20 s")
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), *soakTime+2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 3**soakTime+2*time.Minute)
 	defer cancel()
 	s := newSoak(ctx, t)
 	s.gateway.start(ctx)
@@ -347,22 +347,23 @@ func (s *soak) calm(ctx context.Context) {
 	}
 	defer conn.Close()
 	service := ordergatev1.NewEventServiceClient(conn)
-	waitFor(ctx, s.t, "conversion", func() bool {
-		for page := ""; ; {
-			response, err := service.ListEvents(ctx, &ordergatev1.ListEventsRequest{PageSize: 500, PageToken: page})
-			if err != nil {
-				return false
-			}
+	// Newest first, and each page until nothing on it waits.
+	for page := ""; ; {
+		var response *ordergatev1.ListEventsResponse
+		waitFor(ctx, s.t, "conversion", func() bool {
+			response, err = service.ListEvents(ctx, &ordergatev1.ListEventsRequest{PageSize: 500, PageToken: page})
+			waits := err != nil
 			for _, event := range response.GetEvents() {
 				if event.GetOutcome() == ordergatev1.EventOutcome_EVENT_OUTCOME_PENDING {
-					return false
+					waits = true
 				}
 			}
-			if page = response.GetNextPageToken(); page == "" {
-				return true
-			}
+			return !waits
+		})
+		if page = response.GetNextPageToken(); page == "" {
+			return
 		}
-	})
+	}
 }
 
 // scrape reads the metrics, which are searched as well.
