@@ -62,7 +62,7 @@ func TestKeyOfTheLog(t *testing.T) {
 	l.Close()
 
 	expect(first, "")
-	expect(Keys{}, "--encryption-key-file")
+	expect(Keys{}, "is missing")
 	expect(second, "does not fit")
 	expect(testKeys(t, otherTestKey, testKey), "") // replaced
 	expect(first, "does not fit")
