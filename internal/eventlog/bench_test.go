@@ -79,7 +79,6 @@ func BenchmarkCheck(b *testing.B) {
 				b.Fatal(err)
 			}
 			defer notebook.close()
-			note.Clean = false
 			b.SetBytes(int64(events * len(body)))
 			for b.Loop() {
 				c := &checker{dir: cfg.Dir, note: note, key: key}

@@ -63,14 +63,17 @@ func streamsDir(dir string) string { return filepath.Join(dir, "jetstream", acco
 
 // checker looks at the files of a log that is not open.
 type checker struct {
-	dir  string
-	note *note
-	key  string // of the log; empty in plaintext
-	ages map[string]time.Duration
-	now  time.Time
+	dir       string
+	note      *note
+	untouched bool   // nobody has had the log since its clean end
+	key       string // of the log; empty in plaintext
+	ages      map[string]time.Duration
+	now       time.Time
 
 	problems []string
-	orphans  []string // files that the engine fails of, and that nothing acknowledged is in
+	// useless files make the engine fail. What was acknowledged is not in them, or
+	// among the problems.
+	useless []string
 }
 
 // check returns what of the acknowledged is not there.
@@ -106,7 +109,7 @@ func (c *checker) checkStream(name string, s *streamNote) error {
 	if err != nil {
 		return err
 	}
-	if c.note.Clean {
+	if c.untouched {
 		return c.checkChanged(name, files)
 	}
 	return c.checkBlocks(name, s, files)
@@ -155,7 +158,7 @@ func (c *checker) checkConsumers(stream, name string) error {
 			}
 		}
 		if !whole {
-			c.orphans = append(c.orphans, dir)
+			c.useless = append(c.useless, dir)
 		}
 	}
 	return nil
@@ -192,7 +195,7 @@ func (c *checker) checkChanged(name string, files []blockFile) error {
 		if err != nil {
 			return err
 		}
-		if info.ModTime().Before(c.note.At) {
+		if _, _, keyErr := c.keyOf(name, file); info.ModTime().Before(c.note.At) && keyErr == nil {
 			continue
 		}
 		b, err := c.readBlock(name, file)
@@ -202,6 +205,9 @@ func (c *checker) checkChanged(name string, files []blockFile) error {
 		if b.problem != "" {
 			c.damage("%s: %s", file.path, b.problem)
 		}
+		if b.keyless {
+			c.useless = append(c.useless, file.path)
+		}
 	}
 	return nil
 }
@@ -210,6 +216,7 @@ func (c *checker) checkChanged(name string, files []blockFile) error {
 // a write that did not end, if everything that is covered comes before them.
 func (c *checker) checkBlocks(name string, s *streamNote, files []blockFile) error {
 	var first, last uint64
+	before := len(c.problems)
 	removed := map[uint64]bool{}
 	var holes [][2]uint64 // between blocks
 	for i, file := range files {
@@ -228,15 +235,14 @@ func (c *checker) checkBlocks(name string, s *streamNote, files []blockFile) err
 			first = b.first
 		}
 		last = max(last, b.last)
-		switch {
-		case b.problem == "":
-		case last < s.Covered:
+		if b.problem != "" && last < s.Covered {
 			c.damage("%s: %s; %s was on disk up to %d, and can be read up to %d there", file.path, b.problem, name, s.Covered, last)
-		case b.keyless:
-			c.orphans = append(c.orphans, file.path)
+		}
+		if b.keyless {
+			c.useless = append(c.useless, file.path)
 		}
 	}
-	if last < s.Covered && len(c.problems) == 0 {
+	if last < s.Covered && len(c.problems) == before {
 		c.damage("stream %s ends at %d, and was on disk up to %d", name, last, s.Covered)
 	}
 	if age, whole := c.ages[name]; whole {
@@ -297,7 +303,7 @@ func (c *checker) readBlock(stream string, file blockFile) (block, error) {
 		return block{}, err
 	}
 	if c.key != "" {
-		key, nonce, err := c.blockKey(file.key(), fmt.Sprintf("%s:%d", stream, file.index))
+		key, nonce, err := c.keyOf(stream, file)
 		if err != nil {
 			return block{problem: fmt.Sprintf("its key cannot be used: %v", err), keyless: true}, nil
 		}
@@ -308,6 +314,14 @@ func (c *checker) readBlock(stream string, file blockFile) (block, error) {
 		cipher.NewCTR(cipherBlock, nonce).XORKeyStream(content, content)
 	}
 	return parseBlock(content, fmt.Sprintf("%s-%d", stream, file.index)), nil
+}
+
+// keyOf returns the key of a block; none in plaintext.
+func (c *checker) keyOf(stream string, file blockFile) (key, nonce []byte, err error) {
+	if c.key == "" {
+		return nil, nil, nil
+	}
+	return c.blockKey(file.key(), fmt.Sprintf("%s:%d", stream, file.index))
 }
 
 // blockKey opens the key of a block, or of a stream, with that of the log.

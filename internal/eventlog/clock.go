@@ -12,6 +12,8 @@ const (
 	clockInterval = 500 * time.Millisecond
 	// clockJump is more than a clock that is kept in step is ever set forward.
 	clockJump = time.Hour
+	// noteInterval is how often it is noted that the log is in use.
+	noteInterval = time.Hour
 	// clockStep is said, and harmless.
 	clockStep = 10 * time.Second
 )
@@ -31,13 +33,17 @@ func implausible(n *note, cfg Config) []string {
 // engine removes what is too old by the former: when that is set forward by far,
 // nothing is removed any more until the log is opened again.
 func (e *engine) watchClock(wall func() time.Time) {
-	tick := time.NewTicker(clockInterval)
+	tick, noting := time.NewTicker(clockInterval), time.NewTicker(noteInterval)
 	defer tick.Stop()
+	defer noting.Stop()
 	last, lastWall := time.Now(), wall().Round(0)
 	for {
 		select {
 		case <-e.dead.Done():
 			return
+		case <-noting.C:
+			e.flusher.join() // with a note of now, also where no event comes
+			continue
 		case <-tick.C:
 		}
 		now, nowWall := time.Now(), wall().Round(0)

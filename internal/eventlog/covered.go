@@ -20,46 +20,54 @@ func ages(cfg Config) map[string]time.Duration {
 	return map[string]time.Duration{inboxStream: cfg.InboxMaxAge, ordersStream: cfg.OrdersMaxAge}
 }
 
-// firstNote begins the notes of a new log. It is to be flushed before the engine
-// makes any file.
-func firstNote(dir string) error {
-	if _, err := os.Stat(filepath.Dir(streamsDir(dir))); !errors.Is(err, os.ErrNotExist) {
+// openNote reads the note, and notes that an opening has begun: from then on the
+// engine may write. It is to be flushed before the engine makes any file.
+//
+// The note may be read before the page cache is dropped: it tells of flushes that
+// had succeeded before it was written.
+func (e *engine) openNote() error {
+	_, err := os.Stat(filepath.Dir(streamsDir(e.dir)))
+	isNew := errors.Is(err, os.ErrNotExist)
+	if err != nil && !isNew {
 		return err
 	}
-	notebook, newest, err := openNotebook(dir)
-	if err == nil && newest == nil {
-		err = notebook.write(&note{Streams: map[string]*streamNote{}})
+	if e.notebook, e.note, err = openNotebook(e.dir); err != nil {
+		return fmt.Errorf("read what is noted of the log: %w", err)
 	}
-	if err != nil {
-		return fmt.Errorf("write the first note of the log: %w", err)
+	switch {
+	case isNew && e.note == nil:
+		e.note = &note{At: time.Now().UTC(), Streams: map[string]*streamNote{}}
+	case e.note == nil || !e.note.Clean || e.note.Begun:
+		return nil
+	default:
+		e.untouched, e.note.Begun = true, true
 	}
-	return notebook.close()
+	if err := e.notebook.write(e.note); err != nil {
+		return fmt.Errorf("note the opening of the log: %w", err)
+	}
+	return nil
 }
 
 // checkFiles compares what is in the files with what was noted, before the engine
 // sees and changes them.
 func (e *engine) checkFiles(cfg Config) error {
-	var err error
-	if e.notebook, e.note, err = openNotebook(cfg.Dir); err != nil {
-		return fmt.Errorf("read what is noted of the log: %w", err)
-	}
-	var problems []string
 	if e.note == nil {
-		problems = []string{filepath.Join(cfg.Dir, noteFile) + ", which says what must be there, is missing or cannot be read"}
-	} else {
-		c := &checker{dir: cfg.Dir, note: e.note, key: cfg.key, ages: ages(cfg), now: cfg.wall()}
-		if err := c.check(); err != nil {
-			return fmt.Errorf("check the log's files: %w", err)
-		}
-		for _, orphan := range c.orphans {
-			e.logger.Warn("a write that had not ended is taken back", "file", orphan)
-			if err := os.RemoveAll(orphan); err != nil {
-				return err
-			}
-		}
-		problems, e.unread = append(c.problems, implausible(e.note, cfg)...), e.note.Clean
+		return e.accept(cfg, []string{filepath.Join(cfg.Dir, noteFile) + ", which says what must be there, is missing or cannot be read"})
 	}
-	return e.accept(cfg, problems)
+	c := &checker{dir: cfg.Dir, note: e.note, untouched: e.untouched, key: cfg.key, ages: ages(cfg), now: cfg.wall()}
+	if err := c.check(); err != nil {
+		return fmt.Errorf("check the log's files: %w", err)
+	}
+	if err := e.accept(cfg, append(c.problems, implausible(e.note, cfg)...)); err != nil {
+		return err
+	}
+	for _, useless := range c.useless {
+		e.logger.Warn("a file that cannot be used is removed", "file", useless)
+		if err := os.RemoveAll(useless); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // checkStates compares what the engine found after a clean end with what was
@@ -73,6 +81,9 @@ func (e *engine) checkStates(cfg Config) error {
 	if e.note != nil && e.note.Clean && !e.accepted {
 		for _, name := range slices.Sorted(maps.Keys(e.note.Streams)) {
 			problems = append(problems, compareStates(name, e.note.Streams[name], now[name], cfg.wall())...)
+			if lost := now[name].State.Lost; e.untouched && lost != nil {
+				problems = append(problems, fmt.Sprintf("stream %s has lost %d events, of %d bytes", name, len(lost.Msgs), lost.Bytes))
+			}
 		}
 	}
 	if err := e.accept(cfg, problems); err != nil {
@@ -94,7 +105,7 @@ func (e *engine) checkStates(cfg Config) error {
 			s.Covered = before[name].Covered
 		}
 	}
-	e.note.Clean = false
+	e.note.At, e.note.Clean, e.note.Begun = time.Now().UTC(), false, false
 	return e.notebook.write(e.note)
 }
 
@@ -152,9 +163,6 @@ func compareStates(name string, then *streamNote, now server.StreamDetail, at ti
 		return []string{fmt.Sprintf("stream %s is gone", name)}
 	}
 	state := now.State
-	if lost := state.Lost; lost != nil {
-		problems = append(problems, fmt.Sprintf("stream %s has lost %d events, of %d bytes", name, len(lost.Msgs), lost.Bytes))
-	}
 	if state.LastSeq < then.Covered {
 		problems = append(problems, fmt.Sprintf("stream %s ends at %d, and ended at %d", name, state.LastSeq, then.Covered))
 	}
@@ -204,7 +212,7 @@ func (e *engine) noteStates() bool {
 func (e *engine) noteEnd() {
 	err := e.sync()
 	if err == nil {
-		e.note.Clean = true
+		e.note.At, e.note.Clean = time.Now().UTC(), true
 		if err = e.notebook.write(e.note); err == nil {
 			err = e.sync()
 		}
@@ -217,6 +225,7 @@ func (e *engine) noteEnd() {
 // syncWithNote flushes, and with it the note of what the flush before covered.
 // Only the flusher calls it.
 func (e *engine) syncWithNote() error {
+	e.note.At = time.Now().UTC()
 	if err := e.notebook.write(e.note); err != nil {
 		return fmt.Errorf("note what is covered: %w", err)
 	}

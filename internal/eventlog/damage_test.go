@@ -307,3 +307,28 @@ func noteOr(dir string) string {
 	}
 	return inboxStream
 }
+
+// A power cut in the middle of an opening leaves what an opening writes, and what
+// was noted at the end before it still counts.
+func TestOpeningThatWasCutOff(t *testing.T) {
+	log := fillLog(t, Keys{})
+	interrupt := func(cfg Config) {
+		t.Helper()
+		cfg.Sync = func() error { return errors.New("the power is cut") }
+		if _, err := Open(t.Context(), cfg); err == nil {
+			t.Fatal("it was opened")
+		}
+	}
+	cfg := log.cfg
+	cfg.Dir, cfg.Logger = filepath.Join(t.TempDir(), "log"), logLines(t)
+	copyDir(t, cfg.Dir, log.clean)
+	interrupt(cfg)
+	change("jetstream/$G/streams/KV_state/msgs/1.blk", torn)(t, cfg.Dir)
+	expectOpening(t, cfg, log.events, "")
+
+	cfg.Dir = filepath.Join(t.TempDir(), "log")
+	copyDir(t, cfg.Dir, log.clean)
+	interrupt(cfg)
+	change(fmt.Sprintf(inboxBlock, 2), cutEven)(t, cfg.Dir)
+	expectOpening(t, cfg, log.events, inboxStream)
+}

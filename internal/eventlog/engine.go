@@ -72,10 +72,10 @@ type engine struct {
 	dead context.Context
 	fail context.CancelCauseFunc
 
-	notebook *notebook // nil until the files have been looked at
-	note     *note     // what is in it; of the flusher, between opening and the end
-	unread   bool      // blocks are left to be read
-	accepted bool      // damage was found, and is accepted
+	notebook  *notebook // nil until it is open
+	note      *note     // what is in it; of the flusher, between opening and the end
+	untouched bool      // nobody has had the log since its clean end: most blocks are left to be read
+	accepted  bool      // damage was found, and is accepted
 
 	mu       sync.Mutex
 	streams  map[string]uint64 // newest sequences that were written, for the note
@@ -89,15 +89,6 @@ type engine struct {
 func openEngine(ctx context.Context, cfg Config) (_ *engine, err error) {
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
-	if err := firstNote(cfg.Dir); err != nil {
-		return nil, err
-	}
-	if err := cfg.Sync(); err != nil {
-		return nil, fmt.Errorf("flush the data directory: %w", err)
-	}
-	if err := dropPageCache(cfg.Dir); err != nil {
-		return nil, fmt.Errorf("drop the page cache of the data directory: %w", err)
-	}
 	e := &engine{logger: cfg.Logger, dir: cfg.Dir, sync: cfg.Sync, streams: map[string]uint64{}, advanced: make(chan struct{})}
 	e.dead, e.fail = context.WithCancelCause(context.Background())
 	e.flusher = newFlusher(e.syncWithNote, e.newestWritten, e.advance)
@@ -107,6 +98,15 @@ func openEngine(ctx context.Context, cfg Config) (_ *engine, err error) {
 			e.close()
 		}
 	}()
+	if err := e.openNote(); err != nil {
+		return nil, err
+	}
+	if err := cfg.Sync(); err != nil {
+		return nil, fmt.Errorf("flush the data directory: %w", err)
+	}
+	if err := dropPageCache(cfg.Dir); err != nil {
+		return nil, fmt.Errorf("drop the page cache of the data directory: %w", err)
+	}
 	if err := e.checkFiles(cfg); err != nil {
 		return nil, err
 	}
@@ -132,7 +132,7 @@ func openEngine(ctx context.Context, cfg Config) (_ *engine, err error) {
 	if err := e.flush(ctx); err != nil {
 		return nil, err
 	}
-	if e.unread {
+	if e.untouched {
 		e.background.Go(func() { e.checkRest(cfg.key) })
 	}
 	return e, nil

@@ -24,10 +24,14 @@ const (
 // never says more than is on disk.
 type note struct {
 	// N counts the notes of a directory.
-	N  uint64    `json:"n"`
+	N uint64 `json:"n"`
+	// At is when the log was in use last.
 	At time.Time `json:"at"`
-	// Clean is of a note that was written when everything had ended.
+
+	// Clean is of a note that was written when everything had ended, Begun of one
+	// after which an opening began, and did not come to its own first note.
 	Clean   bool                   `json:"clean,omitempty"`
+	Begun   bool                   `json:"begun,omitempty"`
 	Streams map[string]*streamNote `json:"streams"`
 }
 
@@ -97,7 +101,6 @@ func decodeNote(slot []byte) (*note, error) {
 // write writes the next note, to be flushed by the caller.
 func (b *notebook) write(n *note) error {
 	n.N++
-	n.At = time.Now().UTC()
 	text, err := json.Marshal(n)
 	if err != nil {
 		return err
