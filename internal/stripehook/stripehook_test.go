@@ -267,14 +267,14 @@ func FuzzParseSecretFile(f *testing.F) {
 	f.Add("whsec_\n")
 	f.Add("sk_live_1234567890123456")
 	f.Fuzz(func(t *testing.T, content string) {
-		secrets, err := ParseSecretFile(content + "\nsk_live_1234567890123456x")
+		_, err := ParseSecretFile(content + "\nsk_live_1234567890123456x")
 		if err == nil {
 			t.Fatal("a line that is no secret is taken")
 		}
 		if strings.Contains(err.Error(), "1234567890123456x") {
 			t.Errorf("the error tells it: %v", err)
 		}
-		secrets, err = ParseSecretFile(content)
+		secrets, err := ParseSecretFile(content)
 		if err != nil {
 			return
 		}
