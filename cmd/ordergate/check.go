@@ -213,7 +213,7 @@ func (k *checker) log(ctx context.Context) {
 	if _, err := os.Stat(k.DataDir); err != nil {
 		return // there is none
 	}
-	cfg := logConfig(k.Config, slog.New(slog.DiscardHandler))
+	cfg := logConfig(k.Config, k.parts.encryption, slog.New(slog.DiscardHandler))
 	cfg.AsIs = true
 	log, err := eventlog.Open(ctx, cfg)
 	if errors.Is(err, eventlog.ErrLocked) {

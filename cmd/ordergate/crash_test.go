@@ -3,11 +3,14 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
+	"log/slog"
 	"math/rand/v2"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -18,6 +21,7 @@ import (
 
 	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
 	"github.com/ordergate/ordergate/client"
+	"github.com/ordergate/ordergate/internal/eventlog"
 	"github.com/ordergate/ordergate/internal/sample"
 	"github.com/ordergate/ordergate/internal/stripehook"
 )
@@ -199,18 +203,29 @@ type crashing struct {
 	t                    *testing.T
 	dir                  string
 	ingress, grpc, admin string
+	args                 []string  // beside the usual
+	stderr               io.Writer // of the gateway; nil is the test's output
 	process              *exec.Cmd
 }
 
-func (g *crashing) start(ctx context.Context) {
+// launch starts the gateway, and does not wait for it.
+func (g *crashing) launch() {
 	g.process = exec.Command("ordergate", "serve", "--data-dir", filepath.Join(g.dir, "data"),
 		"--ingress-addr", g.ingress, "--grpc-addr", g.grpc, "--admin-addr", g.admin, "--stripe-webhook-secret", crashSecret)
-	g.process.Dir, g.process.Stderr = g.dir, g.t.Output()
+	g.process.Args = append(g.process.Args, g.args...)
+	g.process.Dir, g.process.Stderr = g.dir, g.stderr
+	if g.stderr == nil {
+		g.process.Stderr = g.t.Output()
+	}
 	if err := g.process.Start(); err != nil {
 		g.t.Fatal(err)
 	}
 	process := g.process.Process
 	g.t.Cleanup(func() { process.Kill() })
+}
+
+func (g *crashing) start(ctx context.Context) {
+	g.launch()
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for {
@@ -537,5 +552,32 @@ func (w *crashWorker) session(ctx context.Context, calm bool) {
 		if stream.Send(request) != nil {
 			return
 		}
+	}
+}
+
+// storeOrders makes a log of so many orders of about 3 kB.
+func storeOrders(t *testing.T, dir string, n int) {
+	log, err := eventlog.Open(t.Context(), eventlog.Config{Dir: dir, MaxEventBytes: 1 << 20, OrdersMaxAge: 400 * 24 * time.Hour, InboxMaxAge: 35 * 24 * time.Hour,
+		Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	notes := strings.Repeat("gift wrap; ", 270)
+	var writers sync.WaitGroup
+	for w := range 16 {
+		writers.Go(func() {
+			for i := w; i < n; i += 16 {
+				order := &ordergatev1.Order{Id: fmt.Sprintf("cs_live_%060d", i), Revision: 1, Livemode: new(true), Metadata: map[string]string{"notes": notes}}
+				if _, err := log.AppendOrder(t.Context(), &ordergatev1.OrderEvent{Id: order.Id + ".1", Order: order}, 0); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	writers.Wait()
+	if err := log.Flush(t.Context()); err != nil {
+		t.Fatal(err)
 	}
 }

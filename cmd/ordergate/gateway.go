@@ -28,6 +28,7 @@ import (
 	"github.com/ordergate/ordergate/internal/stripeapi"
 	"github.com/ordergate/ordergate/internal/subscription"
 	"github.com/ordergate/ordergate/internal/telemetry"
+	"github.com/ordergate/ordergate/internal/watchfile"
 )
 
 // inProcessBuffer is the buffer of the connection between the admin listener
@@ -66,23 +67,25 @@ type parts struct {
 	access            *auth.Access
 	keys, ingressKeys *auth.Keys // nil without TLS
 	proxies           ingress.Proxies
+	encryption        eventlog.Keys
 }
 
 // prepare checks everything about the settings, and reads the files they name.
 func prepare(cfg config.Config, metrics prometheus.Registerer, logger *slog.Logger) (p parts, _ error) {
-	var secretsErr, stripeErr, accessErr, keysErr, ingressKeysErr error
+	var secretsErr, stripeErr, accessErr, keysErr, ingressKeysErr, encryptionErr error
 	var proxyProblems []error
 	p.secrets, secretsErr = ingress.LoadSecrets(cfg.StripeWebhookSecret, cfg.StripeWebhookSecretFile, logger)
 	p.stripe, stripeErr = newStripeClient(cfg, metrics, logger)
 	p.access, accessErr = loadAccess(cfg, logger)
 	p.keys, keysErr = loadKeys(cfg.TLSCert, cfg.TLSKey, cfg.TLSClientCA, "--tls-cert, --tls-key, --tls-client-ca", logger)
 	p.ingressKeys, ingressKeysErr = loadKeys(cfg.IngressTLSCert, cfg.IngressTLSKey, "", "--ingress-tls-cert, --ingress-tls-key", logger)
+	p.encryption, encryptionErr = loadEncryption(cfg.EncryptionKeyFile, logger)
 	p.proxies, proxyProblems = ingress.ParseProxies(cfg.TrustedProxies, cfg.ClientIPHeader)
-	return p, errors.Join(cfg.Check(), secretsErr, stripeErr, accessErr, keysErr, ingressKeysErr, errors.Join(proxyProblems...))
+	return p, errors.Join(cfg.Check(), secretsErr, stripeErr, accessErr, keysErr, ingressKeysErr, encryptionErr, errors.Join(proxyProblems...))
 }
 
 // logConfig says how the log is to be opened.
-func logConfig(cfg config.Config, logger *slog.Logger) eventlog.Config {
+func logConfig(cfg config.Config, keys eventlog.Keys, logger *slog.Logger) eventlog.Config {
 	return eventlog.Config{
 		Dir:            cfg.DataDir,
 		InboxMaxAge:    cfg.InboxMaxAge,
@@ -90,6 +93,8 @@ func logConfig(cfg config.Config, logger *slog.Logger) eventlog.Config {
 		InboxMaxBytes:  cfg.InboxMaxBytes,
 		OrdersMaxBytes: cfg.OrdersMaxBytes,
 		MaxEventBytes:  int(cfg.MaxBodyBytes),
+		Keys:           keys,
+		AcceptDamage:   cfg.AcceptDamage,
 		Logger:         logger,
 	}
 }
@@ -112,7 +117,7 @@ func newGateway(ctx context.Context, cfg config.Config, logger *slog.Logger) (_ 
 	if err != nil {
 		return nil, err
 	}
-	logCfg := logConfig(cfg, logger)
+	logCfg := logConfig(cfg, p.encryption, logger)
 	logCfg.Metrics = metrics
 	g.log, err = eventlog.Open(ctx, logCfg)
 	if err != nil {
@@ -188,6 +193,23 @@ func loadKeys(cert, key, clientCA, flags string, logger *slog.Logger) (*auth.Key
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", flags, err)
 	}
+	return keys, nil
+}
+
+// loadEncryption returns no keys without a file.
+func loadEncryption(file string, logger *slog.Logger) (eventlog.Keys, error) {
+	if file == "" {
+		return eventlog.Keys{}, nil
+	}
+	contents, err := watchfile.New(file).Read()
+	if err != nil {
+		return eventlog.Keys{}, fmt.Errorf("--encryption-key-file: %w", err)
+	}
+	keys, err := eventlog.ParseKeys(string(contents[0]))
+	if err != nil {
+		return eventlog.Keys{}, fmt.Errorf("--encryption-key-file %s: %w", file, err)
+	}
+	watchfile.WarnIfShared(logger, "the encryption key file", file)
 	return keys, nil
 }
 

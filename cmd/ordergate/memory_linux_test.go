@@ -5,13 +5,10 @@ package main
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strconv"
-	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -20,7 +17,6 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
-	"github.com/ordergate/ordergate/internal/eventlog"
 )
 
 const (
@@ -106,31 +102,4 @@ func (g *crashing) memory() int64 {
 		g.t.Fatal(err)
 	}
 	return kilobytes << 10
-}
-
-// storeOrders makes a log of so many orders of about 3 kB.
-func storeOrders(t *testing.T, dir string, n int) {
-	log, err := eventlog.Open(t.Context(), eventlog.Config{Dir: dir, MaxEventBytes: 1 << 20, OrdersMaxAge: 400 * 24 * time.Hour, InboxMaxAge: 35 * 24 * time.Hour,
-		Logger: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer log.Close()
-	notes := strings.Repeat("gift wrap; ", 270)
-	var writers sync.WaitGroup
-	for w := range 16 {
-		writers.Go(func() {
-			for i := w; i < n; i += 16 {
-				order := &ordergatev1.Order{Id: fmt.Sprintf("cs_live_%060d", i), Revision: 1, Livemode: new(true), Metadata: map[string]string{"notes": notes}}
-				if _, err := log.AppendOrder(t.Context(), &ordergatev1.OrderEvent{Id: order.Id + ".1", Order: order}, 0); err != nil {
-					t.Error(err)
-					return
-				}
-			}
-		})
-	}
-	writers.Wait()
-	if err := log.Flush(t.Context()); err != nil {
-		t.Fatal(err)
-	}
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"strings"
 
 	"github.com/ordergate/ordergate/internal/config"
@@ -33,6 +34,9 @@ func (s *serveCommand) Run(ctx context.Context, c console) error {
 		s.DataDir = defaultDataDir
 	}
 	g, err := newGateway(ctx, s.Config, telemetry.NewLogger(c.stderr, s.Log.Format, s.Log.Level))
+	if err != nil && ctx.Err() != nil && errors.Is(err, ctx.Err()) {
+		return nil // told to stop before it had begun
+	}
 	if err != nil {
 		return err
 	}

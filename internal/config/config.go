@@ -51,11 +51,13 @@ type Config struct {
 	TLSClientCA string `name:"tls-client-ca" env:"ORDERGATE_TLS_CLIENT_CA" placeholder:"FILE" help:"The authorities of client certificates, in PEM. A client that shows one needs no token."`
 	AccessFile  string `name:"access-file" env:"ORDERGATE_ACCESS_FILE" placeholder:"FILE" help:"Who may do what over gRPC and admin HTTP: NAME ROLE CREDENTIAL [SUBSCRIPTION,...] a line; see ordergate tokens create. Taken again when the file changes. Without it, everybody who reaches these may do everything."`
 
-	DataDir        string        `name:"data-dir" env:"ORDERGATE_DATA_DIR" placeholder:"DIR" help:"Where events and orders are stored, by one process at a time (serve: ordergate-data; dev: a temporary directory)."`
-	InboxMaxAge    time.Duration `name:"inbox-max-age" env:"ORDERGATE_INBOX_MAX_AGE" default:"840h" help:"How long raw events are kept, and with them the memory of their ids: 720h (30 days) or more."`
-	OrdersMaxAge   time.Duration `name:"orders-max-age" env:"ORDERGATE_ORDERS_MAX_AGE" default:"9600h" help:"How long order events are kept: 24h or more."`
-	InboxMaxBytes  int64         `name:"inbox-max-bytes" env:"ORDERGATE_INBOX_MAX_BYTES" default:"0" help:"What raw events may take on disk: 67108864 (64 MiB) or more, 0 for no limit. A full inbox refuses new events (503, and Stripe sends them again); it drops none."`
-	OrdersMaxBytes int64         `name:"orders-max-bytes" env:"ORDERGATE_ORDERS_MAX_BYTES" default:"0" help:"The same for order events. When it is full, raw events wait to be converted."`
+	DataDir           string        `name:"data-dir" env:"ORDERGATE_DATA_DIR" placeholder:"DIR" help:"Where events and orders are stored, by one process at a time (serve: ordergate-data; dev: a temporary directory)."`
+	EncryptionKeyFile string        `name:"encryption-key-file" env:"ORDERGATE_ENCRYPTION_KEY_FILE" placeholder:"FILE" help:"Encrypt what is stored, with the key on the first line of this file (openssl rand -base64 32); the one before it on the second line, while it is replaced. Begins with an empty data directory."`
+	AcceptDamage      bool          `name:"accept-damage" env:"ORDERGATE_ACCEPT_DAMAGE" help:"Open a data directory whose files are damaged, without what cannot be read. For one start, after a copy was made."`
+	InboxMaxAge       time.Duration `name:"inbox-max-age" env:"ORDERGATE_INBOX_MAX_AGE" default:"840h" help:"How long raw events are kept, and with them the memory of their ids: 720h (30 days) or more."`
+	OrdersMaxAge      time.Duration `name:"orders-max-age" env:"ORDERGATE_ORDERS_MAX_AGE" default:"9600h" help:"How long order events are kept: 24h or more."`
+	InboxMaxBytes     int64         `name:"inbox-max-bytes" env:"ORDERGATE_INBOX_MAX_BYTES" default:"0" help:"What raw events may take on disk: 67108864 (64 MiB) or more, 0 for no limit. A full inbox refuses new events (503, and Stripe sends them again); it drops none."`
+	OrdersMaxBytes    int64         `name:"orders-max-bytes" env:"ORDERGATE_ORDERS_MAX_BYTES" default:"0" help:"The same for order events. When it is full, raw events wait to be converted."`
 
 	StripeWebhookSecret     string `name:"stripe-webhook-secret" env:"STRIPE_WEBHOOK_SECRET" placeholder:"whsec_…" help:"The endpoint's signing secret; several with commas, while one is rolled. Better in the environment or .env.local: a flag shows in the process list."`
 	StripeWebhookSecretFile string `name:"stripe-webhook-secret-file" env:"STRIPE_WEBHOOK_SECRET_FILE" placeholder:"FILE" help:"Signing secrets, one a line, # begins a comment; beside those of STRIPE_WEBHOOK_SECRET, or instead. Taken again when the file changes: no restart to roll a secret."`

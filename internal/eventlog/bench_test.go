@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime"
+	"sync"
 	"sync/atomic"
 	"testing"
 )
@@ -13,10 +14,16 @@ import (
 // call returns, from a number of goroutines.
 func BenchmarkAppendInbox(b *testing.B) {
 	body := bytes.Repeat([]byte("x"), 3500)
-	for _, publishers := range []int{2, 16, 64, 256} {
-		b.Run(fmt.Sprintf("publishers=%d", publishers), func(b *testing.B) {
+	for _, publishers := range []int{2, 16, 64, 256, -64} { // negative: encrypted
+		name := fmt.Sprintf("publishers=%d", publishers)
+		var keys Keys
+		if publishers < 0 {
+			publishers = -publishers
+			name, keys = fmt.Sprintf("publishers=%d/encrypted", publishers), Keys{current: testKey}
+		}
+		b.Run(name, func(b *testing.B) {
 			var flushes atomic.Int64
-			cfg := Config{Dir: b.TempDir(), MaxEventBytes: 1 << 20, Logger: slog.New(slog.DiscardHandler)}
+			cfg := Config{Keys: keys, Dir: b.TempDir(), MaxEventBytes: 1 << 20, Logger: slog.New(slog.DiscardHandler)}
 			l, err := Open(b.Context(), cfg)
 			if err != nil {
 				b.Fatal(err)
@@ -39,6 +46,46 @@ func BenchmarkAppendInbox(b *testing.B) {
 			})
 			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "events/s")
 			b.ReportMetric(float64(b.N)/float64(max(flushes.Load(), 1)), "events/flush")
+		})
+	}
+}
+
+// BenchmarkCheck reads the files of a log as is done after a kill.
+func BenchmarkCheck(b *testing.B) {
+	for name, keys := range map[string]Keys{"plain": {}, "encrypted": {current: testKey}} {
+		b.Run(name, func(b *testing.B) {
+			cfg := Config{Keys: keys, Dir: b.TempDir(), MaxEventBytes: 1 << 20, Logger: slog.New(slog.DiscardHandler)}
+			l, err := Open(b.Context(), cfg)
+			if err != nil {
+				b.Fatal(err)
+			}
+			body := bytes.Repeat([]byte("x"), 3500)
+			const events = 50_000
+			var writers sync.WaitGroup
+			for writer := range 64 {
+				writers.Go(func() {
+					for i := writer; i < events; i += 64 {
+						if _, err := l.AppendInbox(b.Context(), RawEvent{ID: fmt.Sprintf("evt_%d", i), Body: body}); err != nil {
+							b.Error(err)
+						}
+					}
+				})
+			}
+			writers.Wait()
+			key := l.cfg.key
+			l.Close()
+			notebook, note, err := openNotebook(cfg.Dir)
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer notebook.close()
+			b.SetBytes(int64(events * len(body)))
+			for b.Loop() {
+				c := &checker{dir: cfg.Dir, note: note, key: key}
+				if err := c.check(); err != nil || len(c.problems) > 0 {
+					b.Fatal(err, c.problems)
+				}
+			}
 		})
 	}
 }

@@ -60,6 +60,9 @@ func bucketAges(cfg Config) map[BucketName]time.Duration {
 	}
 }
 
+// bucketStream is the stream that a bucket is kept in.
+func bucketStream(name BucketName) string { return "KV_" + string(name) }
+
 func (e *engine) openBuckets(ctx context.Context, cfg Config) error {
 	e.buckets = map[BucketName]jetstream.KeyValue{}
 	for name, age := range bucketAges(cfg) {
@@ -97,8 +100,6 @@ func (e *engine) openBucket(ctx context.Context, name BucketName, age time.Durat
 	e.buckets[name], err = e.js.KeyValue(ctx, string(name))
 	return err
 }
-
-func bucketStream(name BucketName) string { return "KV_" + string(name) }
 
 func keySubject(name BucketName, key string) string { return "$KV." + string(name) + "." + key }
 
@@ -150,9 +151,11 @@ func (b Bucket) Put(ctx context.Context, key string, value []byte) error {
 	}
 	ctx, cancel := e.alive(ctx)
 	defer cancel()
-	if _, err := kv.Put(ctx, key, value); err != nil {
+	revision, err := kv.Put(ctx, key, value)
+	if err != nil {
 		return e.writeError(err)
 	}
+	e.wroteTo(bucketStream(b.name), revision)
 	return nil
 }
 
@@ -165,13 +168,14 @@ func (b Bucket) Claim(ctx context.Context, key string, value []byte) ([]byte, er
 	}
 	ctx, cancel := e.alive(ctx)
 	defer cancel()
-	_, err = kv.Create(ctx, key, value)
+	revision, err := kv.Create(ctx, key, value)
 	if errors.Is(err, jetstream.ErrKeyExists) {
 		return b.Get(ctx, key)
 	}
 	if err != nil {
 		return nil, e.writeError(err)
 	}
+	e.wroteTo(bucketStream(b.name), revision)
 	return value, nil
 }
 
@@ -198,14 +202,15 @@ func replace(ctx context.Context, e *engine, kv jetstream.KeyValue, key string, 
 	ctx, cancel := e.alive(ctx)
 	defer cancel()
 	var err error
+	var written uint64
 	switch {
 	case value == nil && revision == 0:
 	case value == nil:
 		err = kv.Purge(ctx, key, jetstream.LastRevision(revision))
 	case revision == 0:
-		_, err = kv.Create(ctx, key, value)
+		written, err = kv.Create(ctx, key, value)
 	default:
-		_, err = kv.Update(ctx, key, value, revision)
+		written, err = kv.Update(ctx, key, value, revision)
 	}
 	if errors.Is(err, jetstream.ErrKeyExists) {
 		return ErrConflict
@@ -213,6 +218,7 @@ func replace(ctx context.Context, e *engine, kv jetstream.KeyValue, key string, 
 	if err != nil {
 		return e.orderError(err)
 	}
+	e.wroteTo(bucketStream(BucketName(kv.Bucket())), written)
 	return nil
 }
 

@@ -52,6 +52,8 @@ const (
 // end.
 type engine struct {
 	logger *slog.Logger
+	dir    string
+	sync   func() error
 	server *server.Server
 	conn   *nats.Conn
 	js     jetstream.JetStream
@@ -71,10 +73,16 @@ type engine struct {
 	dead context.Context
 	fail context.CancelCauseFunc
 
+	notebook  *notebook // nil until it is open
+	note      *note     // what is in it; of the flusher, between opening and the end
+	untouched bool      // nobody has had the log since its clean end: most blocks are left to be read
+	accepted  bool      // damage was found, and is accepted
+
 	mu       sync.Mutex
-	written  uint64        // newest sequence of ORDERS that was written
-	frontier uint64        // newest sequence of ORDERS that is on disk
-	advanced chan struct{} // closed, and made anew, when frontier grows
+	streams  map[string]uint64 // newest sequences that were written, for the note
+	written  uint64            // newest sequence of ORDERS that was written
+	frontier uint64            // newest sequence of ORDERS that is on disk
+	advanced chan struct{}     // closed, and made anew, when frontier grows
 }
 
 // openEngine starts a server on what is really on the disk, and returns once
@@ -82,26 +90,36 @@ type engine struct {
 func openEngine(ctx context.Context, cfg Config) (_ *engine, err error) {
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
+	e := &engine{logger: cfg.Logger, dir: cfg.Dir, sync: cfg.Sync, streams: map[string]uint64{}, advanced: make(chan struct{})}
+	e.dead, e.fail = context.WithCancelCause(context.Background())
+	e.flusher = newFlusher(e.syncWithNote, e.newestWritten, e.advance)
+	e.flusher.flushed = cfg.measures.flushed
+	defer func() {
+		if err != nil {
+			e.fail(err)
+			e.close()
+		}
+	}()
+	if err := e.openNote(); err != nil {
+		return nil, err
+	}
 	if err := cfg.Sync(); err != nil {
 		return nil, fmt.Errorf("flush the data directory: %w", err)
 	}
 	if err := dropPageCache(cfg.Dir); err != nil {
 		return nil, fmt.Errorf("drop the page cache of the data directory: %w", err)
 	}
-	e := &engine{logger: cfg.Logger, advanced: make(chan struct{})}
-	e.dead, e.fail = context.WithCancelCause(context.Background())
-	e.flusher = newFlusher(cfg.Sync, e.newestWritten, e.advance)
-	e.flusher.flushed = cfg.measures.flushed
-	defer func() {
-		if err != nil {
-			e.close()
-		}
-	}()
+	if err := e.checkFiles(cfg); err != nil {
+		return nil, err
+	}
 	if err := e.start(ctx, cfg); err != nil {
 		return nil, fmt.Errorf("start the log's engine on %s: %w", cfg.Dir, err)
 	}
 	if err := e.createStreams(ctx, cfg); err != nil {
 		return nil, fmt.Errorf("open the log's streams: %w", err)
+	}
+	if err := e.checkStates(cfg); err != nil {
+		return nil, err
 	}
 	if err := e.probe(ctx); err != nil {
 		return nil, fmt.Errorf("write to the log: %w", err)
@@ -116,8 +134,12 @@ func openEngine(ctx context.Context, cfg Config) (_ *engine, err error) {
 	})
 	e.background.Go(e.watchHealth)
 	e.background.Go(func() { e.watchRoom(cfg.Dir) })
+	e.background.Go(func() { e.watchClock(cfg.wall) })
 	if err := e.flush(ctx); err != nil {
 		return nil, err
+	}
+	if e.untouched {
+		e.background.Go(func() { e.checkRest(cfg.key) })
 	}
 	return e, nil
 }
@@ -179,6 +201,9 @@ func (e *engine) start(ctx context.Context, cfg Config) error {
 		JetStream:  true,
 		StoreDir:   cfg.Dir,
 		SyncAlways: syncEachMessage,
+		// checkFiles reads this cipher only. It is done by the processor.
+		JetStreamKey:    cfg.key,
+		JetStreamCipher: server.AES,
 		// The disk is the limit; the engine's own would be a share of what was
 		// free at start.
 		JetStreamMaxStore: math.MaxInt64 / 2,
@@ -201,7 +226,7 @@ func (e *engine) start(ctx context.Context, cfg Config) error {
 		return errors.New("its store could not be opened: see the lines before this one, and check the directory's free space, owner and mode")
 	}
 	if err := e.health(); err != nil {
-		return fmt.Errorf("%w: its files are damaged; keep a copy of the directory, and start with an empty one or a backup", err)
+		return fmt.Errorf("%w: %w; keep a copy of the directory, and restore a backup or start with an empty one", ErrDamaged, err)
 	}
 	e.conn, err = nats.Connect("", nats.InProcessServer(e.server), nats.Name("ordergate"), nats.MaxReconnects(-1), nats.ReconnectWait(50*time.Millisecond),
 		nats.Timeout(requestTimeout))
@@ -241,6 +266,9 @@ func (e *engine) createStreams(ctx context.Context, cfg Config) error {
 		AllowDirect: true,
 	})
 	if err != nil {
+		return err
+	}
+	if err := e.forgetConverter(ctx); err != nil {
 		return err
 	}
 	if err := e.openBuckets(ctx, cfg); err != nil {
@@ -286,6 +314,7 @@ func (e *engine) ensureStream(ctx context.Context, asIs bool, cfg jetstream.Stre
 
 // close ends the engine. It may be called on one that was only half opened.
 func (e *engine) close() {
+	clean := e.dead.Err() == nil
 	e.fail(fmt.Errorf("%w: it is closed", ErrUnavailable))
 	e.background.Wait()
 	e.mu.Lock()
@@ -294,9 +323,20 @@ func (e *engine) close() {
 	if e.conn != nil {
 		e.conn.Close()
 	}
-	if e.server != nil {
+	if e.server == nil {
+		clean = false
+	} else {
+		if clean {
+			clean = e.noteStates()
+		}
 		e.server.Shutdown()
 		e.server.WaitForShutdown()
+	}
+	if e.notebook != nil {
+		if clean {
+			e.noteEnd()
+		}
+		e.notebook.close()
 	}
 }
 
@@ -330,6 +370,14 @@ func (e *engine) wrote(sequence uint64) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.written = max(e.written, sequence)
+	e.streams[ordersStream] = e.written
+}
+
+// wroteTo does so for the streams whose readers need no frontier.
+func (e *engine) wroteTo(stream string, sequence uint64) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.streams[stream] = max(e.streams[stream], sequence)
 }
 
 func (e *engine) newestWritten() uint64 {

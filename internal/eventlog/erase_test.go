@@ -4,30 +4,10 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"testing"
 )
-
-// filesWith returns the files below dir that hold a text.
-func filesWith(t *testing.T, dir, text string) (names []string) {
-	t.Helper()
-	err := filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
-		if err != nil || !entry.Type().IsRegular() {
-			return err
-		}
-		content, err := os.ReadFile(path)
-		if bytes.Contains(content, []byte(text)) {
-			names = append(names, path)
-		}
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return names
-}
 
 // killed returns a log on the files as they are now, as after a kill.
 func killed(t *testing.T, l *Log) *Log {
@@ -182,6 +162,36 @@ func TestEraseKey(t *testing.T) {
 	for _, l := range []*Log{l, killed(t, l)} {
 		if _, err := l.Bucket(ParkedEvents).Get(deadline(t), "evt_1"); !errors.Is(err, ErrNotFound) {
 			t.Errorf("after the erasure: %v", err)
+		}
+	}
+}
+
+// The same on an encrypted log, whose blocks are overwritten under their cipher.
+func TestEraseEncrypted(t *testing.T) {
+	cfg := testConfig(t)
+	cfg.Keys = Keys{current: testKey}
+	l := openLog(t, cfg)
+	for _, id := range []string{"evt_before", "evt_1", "evt_after"} {
+		appendPersonal(t, l, id)
+	}
+	if err := l.EraseInbox(deadline(t), "evt_1", []byte("{}")); err != nil {
+		t.Fatal(err)
+	}
+	first := appendOrder(t, l, "cs_1", 1, 0)
+	tombstone := appendOrder(t, l, "cs_1", 2, first)
+	flush(t, l)
+	if n, err := l.EraseOrderEvents(deadline(t), "cs_1", tombstone); n != 1 || err != nil {
+		t.Fatal(n, err)
+	}
+	flush(t, l)
+	for _, l := range []*Log{l, killed(t, l)} {
+		for id, erased := range map[string]bool{"evt_before": false, "evt_1": true, "evt_after": false} {
+			if stored, err := l.InboxEvent(deadline(t), id); err != nil || stored.Erased != erased {
+				t.Errorf("%s: %+v, %v", id, stored, err)
+			}
+		}
+		if got := fmt.Sprint(readIDs(t, l, 1)); got != "[cs_1.2]" {
+			t.Errorf("what is left: %v", got)
 		}
 	}
 }

@@ -27,6 +27,8 @@ import (
 	"github.com/cenkalti/backoff/v5"
 	"github.com/gofrs/flock"
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/ordergate/ordergate/internal/watchfile"
 )
 
 // What can go wrong, for errors.Is.
@@ -65,6 +67,10 @@ type Config struct {
 	AsIs bool
 	// MaxEventBytes is the largest raw event, in bytes.
 	MaxEventBytes int
+	// Keys encrypt what is stored. None leaves it in plaintext.
+	Keys Keys
+	// AcceptDamage opens a log whose files are damaged, without what cannot be read.
+	AcceptDamage bool
 	// Logger gets what the operator should know.
 	Logger *slog.Logger
 	// Metrics is where the metrics are registered; nil is nowhere.
@@ -74,7 +80,9 @@ type Config struct {
 	// the real one.
 	Sync func() error
 
-	measures *measures // set by Open
+	measures *measures        // set by Open
+	key      string           // of the log, once it is open
+	wall     func() time.Time // replaces the clock on the wall, in tests
 }
 
 // Log is the open log. Its methods may be called from many goroutines.
@@ -122,10 +130,17 @@ func Open(ctx context.Context, cfg Config) (_ *Log, err error) {
 			dir.Close()
 		}
 	}()
+	if cfg.wall == nil {
+		cfg.wall = time.Now
+	}
 	if cfg.Sync == nil {
 		cfg.Sync = func() error { return syncFilesystem(dir) }
 	}
 	cfg.measures = newMeasures(cfg.Metrics)
+	watchfile.WarnIfShared(cfg.Logger, "the data directory", cfg.Dir)
+	if cfg.key, err = openKey(cfg.Dir, cfg.Keys, cfg.Logger); err != nil {
+		return nil, err
+	}
 	e, err := openEngine(ctx, cfg)
 	if err != nil {
 		return nil, err

@@ -4,11 +4,11 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -93,20 +93,36 @@ func fillDisk(t *testing.T, name string) {
 	}
 }
 
-// lockedBuffer takes log lines from several goroutines.
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  strings.Builder
+// Nobody else can read a file of the log, whatever the umask.
+func TestModes(t *testing.T) {
+	defer unix.Umask(unix.Umask(0))
+	log := fillLog(t, testKeys(t, testKey))
+	err := filepath.WalkDir(log.clean, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || path == log.clean { // which is the test's
+			return err
+		}
+		info, err := entry.Info()
+		if err == nil && info.Mode().Perm()&0o077 != 0 {
+			t.Errorf("%s has mode %v", path, info.Mode())
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
+// A directory that cannot be written to is an error at once, and says so.
+func TestReadOnlyDirectory(t *testing.T) {
+	cfg := testConfig(t)
+	cfg.Dir = smallDisk(t, 6<<20)
+	l := openLog(t, cfg)
+	appendInbox(t, l, "evt_1")
+	l.Close()
+	if err := unix.Mount("", cfg.Dir, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
+		t.Skipf("a file system cannot be made read-only here: %v", err)
+	}
+	if _, err := Open(t.Context(), cfg); !errors.Is(err, unix.EROFS) || !strings.Contains(err.Error(), cfg.Dir) {
+		t.Errorf("err = %v", err)
+	}
 }

@@ -60,11 +60,11 @@ func (l *Log) AppendInbox(ctx context.Context, event RawEvent) (duplicate bool, 
 	defer span.End()
 	msg := &nats.Msg{Subject: inboxSubject(event.ID), Data: event.Body, Header: nats.Header{headerSecret: {event.SecretLabel}}}
 	putTrace(ctx, msg.Header)
-	_, err = e.js.PublishMsg(ctx, msg)
-	if err != nil {
-		if duplicate, err = e.resolveInbox(ctx, event.ID, err); err != nil {
-			return false, err
-		}
+	ack, err := e.js.PublishMsg(ctx, msg)
+	if err == nil {
+		e.wroteTo(inboxStream, ack.Sequence)
+	} else if duplicate, err = e.resolveInbox(ctx, event.ID, err); err != nil {
+		return false, err
 	}
 	span.AddEvent("written") // the rest is the wait for a flush
 	// A refused copy waits for a flush as well: the first one may still be

@@ -91,6 +91,9 @@ func TestPowerCut(t *testing.T) {
 			d := newDisk(t)
 			cfg := testConfig(t)
 			cfg.Dir = filepath.Join(d.dir, "data")
+			if i%2 == 1 {
+				cfg.Keys = testKeys(t, testKey)
+			}
 			l := openLog(t, cfg)
 			before := load(t, l)
 			d.waitAndCut(t, l, before, cfg)

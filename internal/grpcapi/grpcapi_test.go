@@ -609,3 +609,16 @@ func FuzzDecodeToken(f *testing.F) {
 		}
 	})
 }
+
+// A stop that comes before the doors are served is no failure.
+func TestServeAfterShutdown(t *testing.T) {
+	g := newGateway(t, t.TempDir())
+	g.server.Shutdown(deadline(t))
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := g.server.Serve(listener); err != nil {
+		t.Error(err)
+	}
+}

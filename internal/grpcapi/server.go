@@ -94,13 +94,19 @@ func New(log *eventlog.Log, pipeline *pipeline.Pipeline, subscriptions *subscrip
 
 // Serve accepts connections until the server is shut down. It may be called
 // for several listeners.
-func (s *Server) Serve(listener net.Listener) error { return s.grpc.Serve(listener) }
+func (s *Server) Serve(listener net.Listener) error {
+	err := s.grpc.Serve(listener)
+	if errors.Is(err, grpc.ErrServerStopped) { // before it had begun
+		return nil
+	}
+	return err
+}
 
 // ServeInProcess is Serve for a listener that only this process can reach. Its
 // callers show tickets of the access list (auth.Access.HandOver), and nothing
 // else.
 func (s *Server) ServeInProcess(listener net.Listener) error {
-	return s.grpc.Serve(inProcessListener{listener})
+	return s.Serve(inProcessListener{listener})
 }
 
 // MonitorHealth keeps the health service in step with the log until ctx ends.

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -263,5 +264,51 @@ func TestServerBoundsTheHeader(t *testing.T) {
 	answer.Body.Close()
 	if answer.StatusCode != http.StatusRequestHeaderFieldsTooLarge {
 		t.Errorf("status = %d", answer.StatusCode)
+	}
+}
+
+// While the disk fails the answer is 503; when it works again, the events that
+// were answered 200 are there, once, and the others can be sent again.
+func TestDiskThatFails(t *testing.T) {
+	var broken atomic.Bool
+	log, err := eventlog.Open(t.Context(), eventlog.Config{Dir: t.TempDir(), MaxEventBytes: 1 << 20, Logger: slog.New(slog.DiscardHandler), Sync: func() error {
+		if broken.Load() {
+			return errors.New("input/output error")
+		}
+		return nil
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	d := newDoor(t, log)
+	answered := map[string]bool{}
+	for i := range 30 {
+		fails := i%10 == 5
+		broken.Store(fails)
+		before, _ := log.Opened()
+		id := fmt.Sprintf("evt_%d", i)
+		w := d.send(request(fmt.Sprintf(`{"id":%q,"type":"price.created"}`, id)))
+		if want := map[bool]int{false: 200, true: 503}[fails]; w.Code != want {
+			t.Errorf("%s: %d, want %d", id, w.Code, want)
+		}
+		answered[id] = w.Code == 200
+		broken.Store(false)
+		for now, changed := log.Opened(); fails && now == before; now, changed = log.Opened() {
+			<-changed
+		}
+	}
+	events, err := log.ReadInbox(t.Context(), 0, 100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stored := map[string]int{}
+	for _, event := range events {
+		stored[event.ID]++
+	}
+	for id, ok := range answered {
+		if ok && stored[id] != 1 || stored[id] > 1 {
+			t.Errorf("%s was answered 200: %v, and is stored %d times", id, ok, stored[id])
+		}
 	}
 }

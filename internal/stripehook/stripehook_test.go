@@ -264,3 +264,29 @@ func TestParseSecretFile(t *testing.T) {
 		t.Errorf("err = %v", err)
 	}
 }
+
+// FuzzParseSecretFile looks for a secret that is not in the file, and for an
+// error that quotes one.
+func FuzzParseSecretFile(f *testing.F) {
+	f.Add("# live\n\n " + secretA + " # rolled out on Friday\r\n" + secretB + "\n" + secretA)
+	f.Add("whsec_\n")
+	f.Add("sk_live_1234567890123456")
+	f.Fuzz(func(t *testing.T, content string) {
+		_, err := ParseSecretFile(content + "\nsk_live_1234567890123456x")
+		if err == nil {
+			t.Fatal("a line that is no secret is taken")
+		}
+		if strings.Contains(err.Error(), "1234567890123456x") {
+			t.Errorf("the error tells it: %v", err)
+		}
+		secrets, err := ParseSecretFile(content)
+		if err != nil {
+			return
+		}
+		for _, secret := range secrets {
+			if !secretShape.MatchString(secret.Reveal()) || !strings.Contains(content, secret.Reveal()) {
+				t.Errorf("%q is in no line", secret.Reveal())
+			}
+		}
+	})
+}

@@ -73,11 +73,17 @@ func readFile(path string) ([]byte, error) {
 }
 
 // WarnIfShared tells the log when what others must not see, or change, is in a
-// file that they can read or write.
+// file, or a directory, that they can read or write.
 func WarnIfShared(logger *slog.Logger, what, path string) {
-	if info, err := os.Stat(path); err == nil && info.Mode().Perm()&0o077 != 0 {
-		logger.Warn(what+" can be read or written by others than its owner", "file", path, "mode", info.Mode().Perm().String(), "mend", "chmod 600 "+path)
+	info, err := os.Stat(path)
+	if err != nil || info.Mode().Perm()&0o077 == 0 {
+		return
 	}
+	mend := "chmod 600 " + path
+	if info.IsDir() {
+		mend = "chmod 700 " + path
+	}
+	logger.Warn(what+" can be read or written by others than its owner", "file", path, "mode", info.Mode().Perm().String(), "mend", mend)
 }
 
 // Watch has changed contents used until ctx ends. What cannot be used is logged
