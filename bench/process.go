@@ -5,7 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -37,7 +39,7 @@ func start(ctx context.Context, addr string, cmd *exec.Cmd) (*process, error) {
 			conn.Close()
 			return p, nil
 		}
-		time.Sleep(20 * time.Millisecond)
+		time.Sleep(5 * time.Millisecond)
 	}
 	p.stop()
 	return nil, fmt.Errorf("%s does not take connections: %s", cmd.Path, p.tail())
@@ -130,6 +132,44 @@ func (b *bench) startGateway(ctx context.Context, dir string, args ...string) (*
 	return p, addrs, err
 }
 
+// converted waits until every event that was stored is an order.
+func converted(ctx context.Context, admin string) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
+	defer cancel()
+	for {
+		metrics, err := get(ctx, "http://"+admin+"/metrics")
+		if err != nil {
+			return err
+		}
+		_, after, found := bytes.Cut(metrics, []byte("\nordergate_pipeline_backlog_events "))
+		if !found {
+			return errors.New("the metrics do not tell the backlog")
+		}
+		if bytes.HasPrefix(after, []byte("0\n")) {
+			return nil
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// get reads what is at a URL.
+func get(ctx context.Context, url string) ([]byte, error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return nil, err
+	}
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return nil, err
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(response.Body)
+	if err == nil && response.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s: %s", url, response.Status)
+	}
+	return body, err
+}
+
 // self starts this program as a contender.
 func (b *bench) self(ctx context.Context, what string, env ...string) (*process, string, error) {
 	addr, err := freeAddr()
@@ -148,7 +188,7 @@ func (b *bench) self(ctx context.Context, what string, env ...string) (*process,
 
 // serveContender is what a process does that was started by self.
 func serveContender(ctx context.Context, what string) error {
-	serve := map[string]func(context.Context, string) error{"bare": serveBare, "postgres": servePostgres, "stream": serveStream}[what]
+	serve := map[string]func(context.Context, string) error{"bare": serveBare, "postgres": servePostgres, "stream": serveStream, "jetstream": serveJetStream}[what]
 	if serve == nil {
 		return errors.New("there is no such contender")
 	}
