@@ -39,7 +39,7 @@ func consume(ctx context.Context, b *bench) error {
 	}
 	defer os.RemoveAll(dir)
 	data := filepath.Join(dir, "data")
-	if _, err := b.fill(ctx, data, m, b.Events); err != nil {
+	if _, _, err := b.fill(ctx, data, m, b.Events); err != nil {
 		return err
 	}
 	gateway, addrs, err := b.startGateway(ctx, data)

@@ -68,7 +68,11 @@ func (b *bench) forgedTurn(ctx context.Context, p *process, addrs gatewayAddrs, 
 	if answered := done.sent - done.failed; answered < len(events) {
 		return fmt.Errorf("%d of %d requests were answered %d: %w", answered, len(events), want, errors.Join(done.first, ctx.Err()))
 	}
-	if err := converted(ctx, addrs.admin); err != nil {
+	last := ""
+	if want == 200 {
+		last = events[len(events)-1].order
+	}
+	if err := converted(ctx, addrs, last); err != nil {
 		return err
 	}
 	after, err := p.cpu()

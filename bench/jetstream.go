@@ -173,7 +173,7 @@ func (b *bench) copyToJetStream(ctx context.Context, gateway, addr string) error
 			_, failed = js.PublishAsync("orders."+event.GetOrder().GetId(), payload)
 		}
 	}
-	if err := b.receive(ctx, gateway, 1, b.Events, func(message raw) {
+	if err := b.receive(ctx, gateway, 1, b.Events, fromBeginning(), func(message raw) {
 		if failed == nil {
 			publish(message)
 		}

@@ -14,6 +14,11 @@ import (
 	"strconv"
 	"syscall"
 	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
 )
 
 // readyTimeout bounds how long a contender may take until it answers.
@@ -132,23 +137,40 @@ func (b *bench) startGateway(ctx context.Context, dir string, args ...string) (*
 	return p, addrs, err
 }
 
-// converted waits until every event that was stored is an order.
-func converted(ctx context.Context, admin string) error {
+// converted waits until every event that was stored is an order. To ask for the
+// backlog costs as much as some hundred events: first the newest order is asked
+// for, if there is one.
+func converted(ctx context.Context, addrs gatewayAddrs, newest string) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
 	defer cancel()
+	conn, err := dial(addrs.grpc)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	for newest != "" {
+		_, err := ordergatev1.NewOrderServiceClient(conn).GetOrder(ctx, &ordergatev1.GetOrderRequest{OrderId: newest})
+		if err == nil {
+			break
+		}
+		if status.Code(err) != codes.NotFound {
+			return err
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
 	for {
-		metrics, err := get(ctx, "http://"+admin+"/metrics")
+		metrics, err := get(ctx, "http://"+addrs.admin+"/metrics")
 		if err != nil {
 			return err
 		}
-		_, after, found := bytes.Cut(metrics, []byte("\nordergate_pipeline_backlog_events "))
+		_, backlog, found := bytes.Cut(metrics, []byte("\nordergate_pipeline_backlog_events "))
 		if !found {
 			return errors.New("the metrics do not tell the backlog")
 		}
-		if bytes.HasPrefix(after, []byte("0\n")) {
+		if bytes.HasPrefix(backlog, []byte("0\n")) {
 			return nil
 		}
-		time.Sleep(20 * time.Millisecond)
+		time.Sleep(100 * time.Millisecond)
 	}
 }
 

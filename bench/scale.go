@@ -113,7 +113,7 @@ func (s *scaling) grow(ctx context.Context, size int) error {
 		if taken := done.sent - done.failed; taken < len(events) {
 			return fmt.Errorf("%d of %d events were taken: %w: %s", taken, len(events), errors.Join(done.first, ctx.Err()), p.tail())
 		}
-		if err := converted(ctx, addrs.admin); err != nil {
+		if err := converted(ctx, addrs, events[len(events)-1].order); err != nil {
 			return err
 		}
 		took := time.Since(began)

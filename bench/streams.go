@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -74,7 +75,7 @@ func fanout(ctx context.Context, b *bench) error {
 	}
 	defer os.RemoveAll(dir)
 	data := filepath.Join(dir, "data")
-	message, err := b.fill(ctx, data, m, b.Events)
+	message, tokens, err := b.fill(ctx, data, m, b.Events)
 	if err != nil {
 		return err
 	}
@@ -85,7 +86,11 @@ func fanout(ctx context.Context, b *bench) error {
 			if err := b.fanoutRaw(ctx, turn.watchers, events, message); err != nil {
 				return err
 			}
-			if err := b.fanoutGateway(ctx, data, turn.watchers, events); err != nil {
+			start := fromBeginning()
+			if events < len(tokens) {
+				start.Start = &ordergatev1.WatchOrdersRequest_ResumeToken{ResumeToken: tokens[len(tokens)-1-events]}
+			}
+			if err := b.fanoutGateway(ctx, data, turn.watchers, events, start); err != nil {
 				return err
 			}
 		}
@@ -98,27 +103,39 @@ func fanout(ctx context.Context, b *bench) error {
 }
 
 // fill stores orders in a new log, and returns one of its messages as a watcher
-// gets it.
-func (b *bench) fill(ctx context.Context, data string, m *maker, events int) (raw, error) {
+// gets it, and the resume token of each event.
+func (b *bench) fill(ctx context.Context, data string, m *maker, events int) (message raw, tokens []string, err error) {
 	p, addrs, err := b.startGateway(ctx, data)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer p.stop()
 	b.say("storing %d orders", events)
 	for left := events; left > 0; {
-		n := min(left, 50_000)
+		n := min(left, storeBatch)
 		done, err := send(ctx, addrs.ingress, m.events(n), connections, 10*time.Minute, 200, nil)
 		if err == nil && done.sent-done.failed < n {
 			err = fmt.Errorf("%d of %d events were taken: %w", done.sent-done.failed, n, errors.Join(done.first, ctx.Err()))
 		}
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		left -= n
 	}
-	var message raw
-	return message, b.receive(ctx, addrs.grpc, 1, events, func(got raw) { message = got })
+	err = b.receive(ctx, addrs.grpc, 1, events, fromBeginning(), func(got raw) {
+		response := &ordergatev1.WatchOrdersResponse{}
+		if proto.Unmarshal(got, response) == nil {
+			message, tokens = got, append(tokens, response.GetResumeToken())
+		}
+	})
+	if err == nil && len(tokens) < events {
+		err = errors.New("events that cannot be read")
+	}
+	return message, tokens, err
+}
+
+func fromBeginning() *ordergatev1.WatchOrdersRequest {
+	return &ordergatev1.WatchOrdersRequest{Start: &ordergatev1.WatchOrdersRequest_FromBeginning{FromBeginning: true}}
 }
 
 // eventField is the number of WatchOrdersResponse.event.
@@ -140,13 +157,12 @@ func isEvent(message raw) bool {
 	return false
 }
 
-// receive has a number of watchers take events from the beginning, all at once.
-func (b *bench) receive(ctx context.Context, addr string, watchers, events int, each func(raw)) error {
+// receive has a number of watchers take events, all at once.
+func (b *bench) receive(ctx context.Context, addr string, watchers, events int, start *ordergatev1.WatchOrdersRequest, each func(raw)) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
 	defer cancel()
-	request, err := proto.Marshal(&ordergatev1.WatchOrdersRequest{
-		Start: &ordergatev1.WatchOrdersRequest_FromBeginning{FromBeginning: true}, HeartbeatInterval: durationpb.New(time.Minute),
-	})
+	start.HeartbeatInterval = durationpb.New(time.Minute)
+	request, err := proto.Marshal(start)
 	if err != nil {
 		return err
 	}
@@ -192,37 +208,35 @@ func (b *bench) fanoutRaw(ctx context.Context, watchers, events int, message raw
 	if err := os.WriteFile(file, message, 0o600); err != nil {
 		return err
 	}
-	p, addr, err := b.self(ctx, "stream", "BENCH_MESSAGE="+file)
+	p, addr, err := b.self(ctx, "stream", "BENCH_MESSAGE="+file, "BENCH_EVENTS="+strconv.Itoa(events))
 	if err != nil {
 		return err
 	}
 	defer p.stop()
 	began := time.Now()
-	if err := b.receive(ctx, addr, watchers, events, nil); err != nil {
+	if err := b.receive(ctx, addr, watchers, events, fromBeginning(), nil); err != nil {
 		return err
 	}
 	b.report.add("fanout", fmt.Sprintf("raw grpc-go, %d watchers", watchers), "events/s", float64(watchers*events)/time.Since(began).Seconds())
 	return nil
 }
 
-func (b *bench) fanoutGateway(ctx context.Context, data string, watchers, events int) error {
+func (b *bench) fanoutGateway(ctx context.Context, data string, watchers, events int, start *ordergatev1.WatchOrdersRequest) error {
 	p, addrs, err := b.startGateway(ctx, data)
 	if err != nil {
 		return err
 	}
+	defer p.stop()
 	before, err := p.cpu()
 	if err != nil {
-		p.stop()
 		return err
 	}
 	began := time.Now()
-	if err := b.receive(ctx, addrs.grpc, watchers, events, nil); err != nil {
-		p.stop()
-		return fmt.Errorf("%w: %s", err, p.tail())
+	if err := b.receive(ctx, addrs.grpc, watchers, events, start, nil); err != nil {
+		return fmt.Errorf("%d watchers: %w: %s", watchers, err, p.tail())
 	}
 	took := time.Since(began)
 	after, err := p.cpu()
-	p.stop()
 	if err != nil {
 		return err
 	}
@@ -231,9 +245,14 @@ func (b *bench) fanoutGateway(ctx context.Context, data string, watchers, events
 	return nil
 }
 
-// serveStream streams one message, over and over, to whoever calls.
+// serveStream streams one message, over and over, to whoever calls, as often as
+// it is wanted and no more: what nobody counts would be a handicap.
 func serveStream(ctx context.Context, addr string) error {
 	message, err := os.ReadFile(os.Getenv("BENCH_MESSAGE"))
+	if err != nil {
+		return err
+	}
+	events, err := strconv.Atoi(os.Getenv("BENCH_EVENTS"))
 	if err != nil {
 		return err
 	}
@@ -246,7 +265,7 @@ func serveStream(ctx context.Context, addr string) error {
 		if err := stream.RecvMsg(&request); err != nil {
 			return err
 		}
-		for stream.Context().Err() == nil {
+		for range events {
 			if err := stream.SendMsg((*raw)(&message)); err != nil {
 				return err
 			}
