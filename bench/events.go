@@ -53,7 +53,11 @@ func (m *maker) body() (id, order string, body []byte) {
 }
 
 // events makes n signed events. They are good for the tolerance of signatures.
-func (m *maker) events(n int) []event {
+func (m *maker) events(n int) []event { return m.signed(n, secret) }
+
+// signed makes n events that are signed with another secret; with none when it is
+// empty.
+func (m *maker) signed(n int, secret string) []event {
 	made := make([]event, n)
 	for i := range made {
 		id, order, body := m.body()
@@ -62,12 +66,16 @@ func (m *maker) events(n int) []event {
 	return made
 }
 
-// request is a signed POST as Stripe sends it.
+// request is a POST as Stripe sends it.
 func request(body []byte, secret string) []byte {
-	signed := webhook.GenerateTestSignedPayload(&webhook.UnsignedPayload{Payload: body, Secret: secret, Timestamp: time.Now()})
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "POST %s HTTP/1.1\r\nHost: localhost\r\nUser-Agent: Stripe/1.0 (+https://stripe.com/docs/webhooks)\r\nAccept: */*\r\n"+
-		"Content-Type: application/json; charset=utf-8\r\nStripe-Signature: %s\r\nContent-Length: %d\r\n\r\n", path, signed.Header, len(body))
+		"Content-Type: application/json; charset=utf-8\r\nContent-Length: %d\r\n", path, len(body))
+	if secret != "" {
+		signed := webhook.GenerateTestSignedPayload(&webhook.UnsignedPayload{Payload: body, Secret: secret, Timestamp: time.Now()})
+		fmt.Fprintf(&b, "Stripe-Signature: %s\r\n", signed.Header)
+	}
+	b.WriteString("\r\n")
 	b.Write(body)
 	return b.Bytes()
 }

@@ -151,21 +151,28 @@ func (b *bench) ingestGateway(ctx context.Context, events []event) error {
 	return b.atHalfRate(ctx, "p99, ordergate at that rate", addrs.ingress, b.halfRate())
 }
 
+// arrival is an order event that reached its reader.
+type arrival struct {
+	order string
+	at    time.Time
+}
+
 // watch opens WatchOrders, and tells of each event that came; it is closed when the
 // stream ends.
-func watch(ctx context.Context, addr string) (<-chan *ordergatev1.OrderEvent, error) {
-	conn, err := grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
+func watch(ctx context.Context, addr string) (<-chan arrival, error) {
+	conn, err := dial(addr)
 	if err != nil {
 		return nil, err
 	}
 	stream, err := ordergatev1.NewOrderServiceClient(conn).WatchOrders(ctx, &ordergatev1.WatchOrdersRequest{})
+	if err == nil {
+		_, err = stream.Recv() // it has caught up
+	}
 	if err != nil {
+		conn.Close()
 		return nil, err
 	}
-	if _, err := stream.Recv(); err != nil { // it has caught up
-		return nil, err
-	}
-	seen := make(chan *ordergatev1.OrderEvent, 1<<20)
+	seen := make(chan arrival, 1<<20)
 	go func() {
 		defer conn.Close()
 		defer close(seen)
@@ -175,11 +182,16 @@ func watch(ctx context.Context, addr string) (<-chan *ordergatev1.OrderEvent, er
 				return
 			}
 			if event := message.GetEvent(); event != nil {
-				seen <- event
+				seen <- arrival{event.GetOrder().GetId(), time.Now()}
 			}
 		}
 	}()
 	return seen, nil
+}
+
+// dial makes a client of the gateway's gRPC API.
+func dial(addr string) (*grpc.ClientConn, error) {
+	return grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
 }
 
 // ingestNext is the way of many shops: a route of the Next.js App Router, in

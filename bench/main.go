@@ -30,6 +30,10 @@ type options struct {
 	Dir    string        `name:"dir" placeholder:"DIR" help:"Where the contenders keep their data: on the disk that is to be measured (default: a temporary directory)."`
 	Skip   []string      `name:"skip" placeholder:"CONTENDER,..." help:"Leave these out: nextjs, postgres."`
 
+	Quick   bool   `name:"quick" help:"Little of everything, to see that it works; its figures say nothing."`
+	Against string `name:"against" placeholder:"FILE" help:"Compare with the results of an earlier run, saved with --json."`
+	Plot    string `name:"plot" placeholder:"FILE.svg" help:"Draw the points of the suite scale; they are written beside it as FILE.csv."`
+
 	Serve string `name:"serve" hidden:"" help:"Be a contender."`
 }
 
@@ -41,8 +45,20 @@ type suite struct {
 
 var suites = []suite{
 	{"ingest", ingest},
+	{"latency", latency},
 	{"fanout", fanout},
+	{"consume", consume},
+	{"scale", scale},
+	{"forged", forged},
 }
+
+// What --quick makes of the numbers.
+const (
+	quickRounds = 2
+	quickTime   = 2 * time.Second
+	quickEvents = 2_000
+	quickOrders = 10_000
+)
 
 // bench is one run.
 type bench struct {
@@ -50,6 +66,7 @@ type bench struct {
 	work    string // a directory of this run's own
 	gateway string // the binary of ordergate
 	report  report
+	before  []*row // of an earlier run
 }
 
 func main() {
@@ -61,11 +78,27 @@ func main() {
 	}
 }
 
+const (
+	minEvents = 500
+	minOrders = 10_000
+)
+
 func run(ctx context.Context) (err error) {
 	b := &bench{}
 	kong.Parse(&b.options, kong.Name("bench"), kong.Description("Measures ordergate beside what one would use instead."))
 	if b.Serve != "" {
 		return serveContender(ctx, b.Serve)
+	}
+	if b.Rounds < 1 || b.Events < minEvents || b.Orders < minOrders || b.Time < time.Second {
+		return fmt.Errorf("--rounds, --events, --orders and --time: at least 1, %d, %d and 1s", minEvents, minOrders)
+	}
+	if b.Quick {
+		b.Rounds, b.Time, b.Events, b.Orders = min(b.Rounds, quickRounds), min(b.Time, quickTime), min(b.Events, quickEvents), min(b.Orders, quickOrders)
+	}
+	if b.Against != "" { // before anything is measured: a bad file is told at once
+		if b.before, err = readRows(b.Against); err != nil {
+			return fmt.Errorf("--against: %w", err)
+		}
 	}
 	for _, name := range b.Only {
 		if !slices.ContainsFunc(suites, func(s suite) bool { return s.name == name }) {
@@ -86,11 +119,16 @@ func run(ctx context.Context) (err error) {
 		if len(b.Only) > 0 && !slices.Contains(b.Only, s.name) {
 			continue
 		}
-		if err := s.run(ctx, b); err != nil {
-			return errors.Join(fmt.Errorf("%s: %w", s.name, err), b.print())
+		// One that fails takes nothing from the others.
+		if failed := s.run(ctx, b); failed != nil {
+			err = errors.Join(err, fmt.Errorf("%s: %w", s.name, failed))
+			b.say("%s failed: %v", s.name, failed)
+		}
+		if ctx.Err() != nil {
+			break
 		}
 	}
-	return b.print()
+	return errors.Join(err, b.print())
 }
 
 func (b *bench) skips(contender string) bool { return slices.Contains(b.Skip, contender) }
@@ -107,10 +145,18 @@ type row struct {
 	Unit   string    `json:"unit"`
 	Values []float64 `json:"values"`
 	Median float64   `json:"median"`
-	// Goal is a ratio that this is to reach; empty when there is none.
+	// Goal is what a ratio, or a value by itself, is to reach; empty when there is none.
 	Goal  string   `json:"goal,omitempty"`
 	Ratio *float64 `json:"ratio,omitempty"`
 	Met   *bool    `json:"met,omitempty"`
+}
+
+// value is what the row says.
+func (r *row) value() float64 {
+	if r.Ratio != nil {
+		return *r.Ratio
+	}
+	return r.Median
 }
 
 type report struct{ rows []*row }
@@ -151,6 +197,16 @@ func (r *report) goal(suite, what, name, base string, want float64, most bool) {
 	r.rows = append(r.rows, &row{Suite: suite, Name: what, Goal: fmt.Sprintf("%s %g", sign, want), Ratio: &ratio, Met: &met})
 }
 
+// bound says what a median is to be at most, by itself.
+func (r *report) bound(suite, what, name string, want float64) {
+	a := r.find(suite, name)
+	if a == nil {
+		return
+	}
+	value, met := a.Median, a.Median <= want
+	r.rows = append(r.rows, &row{Suite: suite, Name: what, Unit: a.Unit, Goal: fmt.Sprintf("≤ %g %s", want, a.Unit), Ratio: &value, Met: &met})
+}
+
 func median(values []float64) float64 {
 	sorted := slices.Sorted(slices.Values(values))
 	n := len(sorted)
@@ -160,33 +216,63 @@ func median(values []float64) float64 {
 	return (sorted[n/2-1] + sorted[n/2]) / 2
 }
 
+// readRows reads what --json printed.
+func readRows(file string) (rows []*row, err error) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	return rows, json.Unmarshal(text, &rows)
+}
+
 func (b *bench) print() error {
 	if b.JSON {
 		encoder := json.NewEncoder(os.Stdout)
 		encoder.SetIndent("", "  ")
-		return encoder.Encode(b.report.rows)
+		if err := encoder.Encode(b.report.rows); err != nil {
+			return err
+		}
+	}
+	out := os.Stdout
+	if b.JSON {
+		out = os.Stderr
 	}
 	suite := ""
 	for _, r := range b.report.rows {
 		if r.Suite != suite {
 			suite = r.Suite
-			fmt.Printf("\n%s\n", strings.ToUpper(suite))
+			fmt.Fprintf(out, "\n%s\n", strings.ToUpper(suite))
 		}
-		if r.Goal != "" {
-			verdict := "missed"
-			if *r.Met {
-				verdict = "met"
+		var said string
+		switch {
+		case r.Goal != "" && *r.Met:
+			said = fmt.Sprintf("%.3g  goal %s: met", r.value(), r.Goal)
+		case r.Goal != "":
+			said = fmt.Sprintf("%.3g  goal %s: missed", r.value(), r.Goal)
+		default:
+			said = fmt.Sprintf("%.5g %s", r.value(), r.Unit)
+			if len(r.Values) > 1 {
+				said += fmt.Sprintf("  %.5g … %.5g", slices.Min(r.Values), slices.Max(r.Values))
 			}
-			fmt.Printf("  %-58s %10.3g  goal %s: %s\n", r.Name, *r.Ratio, r.Goal, verdict)
-			continue
 		}
-		spread := ""
-		if len(r.Values) > 1 {
-			spread = fmt.Sprintf("  %.5g … %.5g", slices.Min(r.Values), slices.Max(r.Values))
-		}
-		fmt.Printf("  %-58s %10.5g %s%s\n", r.Name, r.Median, r.Unit, spread)
+		fmt.Fprintf(out, "  %-62s %s%s\n", r.Name, said, b.change(r))
 	}
 	return nil
+}
+
+// change says what an earlier run had for a row.
+func (b *bench) change(r *row) string {
+	if b.Against == "" {
+		return ""
+	}
+	old := (&report{b.before}).find(r.Suite, r.Name)
+	if old == nil {
+		return "  (new)"
+	}
+	if old.value() == 0 {
+		return "  (was 0)"
+	}
+	return fmt.Sprintf("  (was %.5g: %+.1f %%)", old.value(), 100*(r.value()/old.value()-1))
 }
 
 // dir makes a directory for one contender's data.

@@ -5,13 +5,20 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"syscall"
 	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
 )
 
 // readyTimeout bounds how long a contender may take until it answers.
@@ -37,7 +44,7 @@ func start(ctx context.Context, addr string, cmd *exec.Cmd) (*process, error) {
 			conn.Close()
 			return p, nil
 		}
-		time.Sleep(20 * time.Millisecond)
+		time.Sleep(5 * time.Millisecond)
 	}
 	p.stop()
 	return nil, fmt.Errorf("%s does not take connections: %s", cmd.Path, p.tail())
@@ -130,6 +137,61 @@ func (b *bench) startGateway(ctx context.Context, dir string, args ...string) (*
 	return p, addrs, err
 }
 
+// converted waits until every event that was stored is an order. To ask for the
+// backlog costs as much as some hundred events: first the newest order is asked
+// for, if there is one.
+func converted(ctx context.Context, addrs gatewayAddrs, newest string) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
+	defer cancel()
+	conn, err := dial(addrs.grpc)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	for newest != "" {
+		_, err := ordergatev1.NewOrderServiceClient(conn).GetOrder(ctx, &ordergatev1.GetOrderRequest{OrderId: newest})
+		if err == nil {
+			break
+		}
+		if status.Code(err) != codes.NotFound {
+			return err
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	for {
+		metrics, err := get(ctx, "http://"+addrs.admin+"/metrics")
+		if err != nil {
+			return err
+		}
+		_, backlog, found := bytes.Cut(metrics, []byte("\nordergate_pipeline_backlog_events "))
+		if !found {
+			return errors.New("the metrics do not tell the backlog")
+		}
+		if bytes.HasPrefix(backlog, []byte("0\n")) {
+			return nil
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+}
+
+// get reads what is at a URL.
+func get(ctx context.Context, url string) ([]byte, error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return nil, err
+	}
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return nil, err
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(response.Body)
+	if err == nil && response.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s: %s", url, response.Status)
+	}
+	return body, err
+}
+
 // self starts this program as a contender.
 func (b *bench) self(ctx context.Context, what string, env ...string) (*process, string, error) {
 	addr, err := freeAddr()
@@ -148,7 +210,7 @@ func (b *bench) self(ctx context.Context, what string, env ...string) (*process,
 
 // serveContender is what a process does that was started by self.
 func serveContender(ctx context.Context, what string) error {
-	serve := map[string]func(context.Context, string) error{"bare": serveBare, "postgres": servePostgres, "stream": serveStream}[what]
+	serve := map[string]func(context.Context, string) error{"bare": serveBare, "postgres": servePostgres, "stream": serveStream, "jetstream": serveJetStream}[what]
 	if serve == nil {
 		return errors.New("there is no such contender")
 	}

@@ -7,15 +7,16 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/mem"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
@@ -55,8 +56,9 @@ var _ encoding.CodecV2 = rawCodec{}
 
 const watchMethod = "/ordergate.v1.OrderService/WatchOrders"
 
-// turns are the numbers of watchers, and how many events each of them gets.
-var turns = []struct{ watchers, events int }{{1, 60_000}, {100, 3_000}, {1000, 300}}
+// turns are the numbers of watchers, and which share of the events each of them
+// gets.
+var turns = []struct{ watchers, share int }{{1, 1}, {100, 20}, {1000, 200}}
 
 // fanout measures how many events a second reach watchers in all. Each watcher
 // waits for events that then come as fast as they can: raw grpc-go has them in
@@ -67,26 +69,28 @@ func fanout(ctx context.Context, b *bench) error {
 	if err != nil {
 		return err
 	}
-	most := 0
-	for _, turn := range turns {
-		most = max(most, turn.events)
-	}
 	dir, err := b.dir("fanout")
 	if err != nil {
 		return err
 	}
+	defer os.RemoveAll(dir)
 	data := filepath.Join(dir, "data")
-	message, err := b.fill(ctx, data, m, most)
+	message, tokens, err := b.fill(ctx, data, m, b.Events)
 	if err != nil {
 		return err
 	}
 	for round := range b.Rounds {
 		for _, turn := range turns {
 			b.say("fanout, round %d of %d: %d watchers", round+1, b.Rounds, turn.watchers)
-			if err := b.fanoutRaw(ctx, turn.watchers, turn.events, message); err != nil {
+			events := max(1, b.Events/turn.share)
+			if err := b.fanoutRaw(ctx, turn.watchers, events, message); err != nil {
 				return err
 			}
-			if err := b.fanoutGateway(ctx, data, turn.watchers, turn.events); err != nil {
+			start := fromBeginning()
+			if events < len(tokens) {
+				start.Start = &ordergatev1.WatchOrdersRequest_ResumeToken{ResumeToken: tokens[len(tokens)-1-events]}
+			}
+			if err := b.fanoutGateway(ctx, data, turn.watchers, events, start); err != nil {
 				return err
 			}
 		}
@@ -99,33 +103,66 @@ func fanout(ctx context.Context, b *bench) error {
 }
 
 // fill stores orders in a new log, and returns one of its messages as a watcher
-// gets it.
-func (b *bench) fill(ctx context.Context, data string, m *maker, events int) (raw, error) {
+// gets it, and the resume token of each event.
+func (b *bench) fill(ctx context.Context, data string, m *maker, events int) (message raw, tokens []string, err error) {
 	p, addrs, err := b.startGateway(ctx, data)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer p.stop()
 	b.say("storing %d orders", events)
 	for left := events; left > 0; {
-		n := min(left, 50_000)
+		n := min(left, storeBatch)
 		done, err := send(ctx, addrs.ingress, m.events(n), connections, 10*time.Minute, 200, nil)
-		if err != nil || done.failed > 0 {
-			return nil, errors.Join(err, done.first)
+		if err == nil && done.sent-done.failed < n {
+			err = fmt.Errorf("%d of %d events were taken: %w", done.sent-done.failed, n, errors.Join(done.first, ctx.Err()))
+		}
+		if err != nil {
+			return nil, nil, err
 		}
 		left -= n
 	}
-	var message raw
-	return message, b.receive(ctx, addrs.grpc, 1, events, func(got raw) { message = got })
+	err = b.receive(ctx, addrs.grpc, 1, events, fromBeginning(), func(got raw) {
+		response := &ordergatev1.WatchOrdersResponse{}
+		if proto.Unmarshal(got, response) == nil {
+			message, tokens = got, append(tokens, response.GetResumeToken())
+		}
+	})
+	if err == nil && len(tokens) < events {
+		err = errors.New("events that cannot be read")
+	}
+	return message, tokens, err
 }
 
-// receive has a number of watchers take events from the beginning, all at once.
-func (b *bench) receive(ctx context.Context, addr string, watchers, events int, each func(raw)) error {
+func fromBeginning() *ordergatev1.WatchOrdersRequest {
+	return &ordergatev1.WatchOrdersRequest{Start: &ordergatev1.WatchOrdersRequest_FromBeginning{FromBeginning: true}}
+}
+
+// eventField is the number of WatchOrdersResponse.event.
+const eventField = 1
+
+// isEvent looks no deeper than it must: heartbeats and the like are not counted.
+func isEvent(message raw) bool {
+	for len(message) > 0 {
+		field, kind, n := protowire.ConsumeTag(message)
+		if n < 0 || field == eventField {
+			return n > 0
+		}
+		message = message[n:]
+		if n = protowire.ConsumeFieldValue(field, kind, message); n < 0 {
+			return false
+		}
+		message = message[n:]
+	}
+	return false
+}
+
+// receive has a number of watchers take events, all at once.
+func (b *bench) receive(ctx context.Context, addr string, watchers, events int, start *ordergatev1.WatchOrdersRequest, each func(raw)) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
 	defer cancel()
-	request, err := proto.Marshal(&ordergatev1.WatchOrdersRequest{
-		Start: &ordergatev1.WatchOrdersRequest_FromBeginning{FromBeginning: true}, HeartbeatInterval: durationpb.New(time.Minute),
-	})
+	start.HeartbeatInterval = durationpb.New(time.Minute)
+	request, err := proto.Marshal(start)
 	if err != nil {
 		return err
 	}
@@ -147,7 +184,7 @@ func (b *bench) receive(ctx context.Context, addr string, watchers, events int, 
 			}
 			for got := 0; err == nil && got < events; {
 				var message raw
-				if err = stream.RecvMsg(&message); err == nil && len(message) > 0 && message[0] == 1<<3|2 { // the field `event`
+				if err = stream.RecvMsg(&message); err == nil && isEvent(message) {
 					got++
 					if each != nil {
 						each(message)
@@ -166,51 +203,40 @@ func (b *bench) receive(ctx context.Context, addr string, watchers, events int, 
 	return nil
 }
 
-// cpuTime is what this process has used.
-func cpuTime() time.Duration {
-	var usage syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &usage); err != nil {
-		return 0
-	}
-	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
-}
-
 func (b *bench) fanoutRaw(ctx context.Context, watchers, events int, message raw) error {
 	file := filepath.Join(b.work, "message")
 	if err := os.WriteFile(file, message, 0o600); err != nil {
 		return err
 	}
-	p, addr, err := b.self(ctx, "stream", "BENCH_MESSAGE="+file)
+	p, addr, err := b.self(ctx, "stream", "BENCH_MESSAGE="+file, "BENCH_EVENTS="+strconv.Itoa(events))
 	if err != nil {
 		return err
 	}
 	defer p.stop()
 	began := time.Now()
-	if err := b.receive(ctx, addr, watchers, events, nil); err != nil {
+	if err := b.receive(ctx, addr, watchers, events, fromBeginning(), nil); err != nil {
 		return err
 	}
 	b.report.add("fanout", fmt.Sprintf("raw grpc-go, %d watchers", watchers), "events/s", float64(watchers*events)/time.Since(began).Seconds())
 	return nil
 }
 
-func (b *bench) fanoutGateway(ctx context.Context, data string, watchers, events int) error {
+func (b *bench) fanoutGateway(ctx context.Context, data string, watchers, events int, start *ordergatev1.WatchOrdersRequest) error {
 	p, addrs, err := b.startGateway(ctx, data)
 	if err != nil {
 		return err
 	}
+	defer p.stop()
 	before, err := p.cpu()
 	if err != nil {
-		p.stop()
 		return err
 	}
 	began := time.Now()
-	if err := b.receive(ctx, addrs.grpc, watchers, events, nil); err != nil {
-		p.stop()
-		return fmt.Errorf("%w: %s", err, p.tail())
+	if err := b.receive(ctx, addrs.grpc, watchers, events, start, nil); err != nil {
+		return fmt.Errorf("%d watchers: %w: %s", watchers, err, p.tail())
 	}
 	took := time.Since(began)
 	after, err := p.cpu()
-	p.stop()
 	if err != nil {
 		return err
 	}
@@ -219,9 +245,14 @@ func (b *bench) fanoutGateway(ctx context.Context, data string, watchers, events
 	return nil
 }
 
-// serveStream streams one message, over and over, to whoever calls.
+// serveStream streams one message, over and over, to whoever calls, as often as
+// it is wanted and no more: what nobody counts would be a handicap.
 func serveStream(ctx context.Context, addr string) error {
 	message, err := os.ReadFile(os.Getenv("BENCH_MESSAGE"))
+	if err != nil {
+		return err
+	}
+	events, err := strconv.Atoi(os.Getenv("BENCH_EVENTS"))
 	if err != nil {
 		return err
 	}
@@ -234,7 +265,7 @@ func serveStream(ctx context.Context, addr string) error {
 		if err := stream.RecvMsg(&request); err != nil {
 			return err
 		}
-		for stream.Context().Err() == nil {
+		for range events {
 			if err := stream.SendMsg((*raw)(&message)); err != nil {
 				return err
 			}
@@ -244,4 +275,3 @@ func serveStream(ctx context.Context, addr string) error {
 	context.AfterFunc(ctx, server.Stop)
 	return server.Serve(listener)
 }
-

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -35,6 +36,7 @@ func BenchmarkAppendInbox(b *testing.B) {
 			var id atomic.Int64
 			b.SetParallelism((publishers + runtime.GOMAXPROCS(0) - 1) / runtime.GOMAXPROCS(0))
 			b.SetBytes(int64(len(body)))
+			b.ReportAllocs()
 			b.ResetTimer()
 			b.RunParallel(func(pb *testing.PB) {
 				for pb.Next() {
@@ -87,5 +89,39 @@ func BenchmarkCheck(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// BenchmarkReadOrders reads order events of a usual size as watchers do, 256 at a
+// time; an operation is one event.
+func BenchmarkReadOrders(b *testing.B) {
+	const events, batch = 10_000, 256
+	l, err := Open(b.Context(), Config{Dir: b.TempDir(), MaxEventBytes: 1 << 20, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer l.Close()
+	for i := range events {
+		event := orderEvent(fmt.Sprintf("cs_%d", i), 1)
+		event.Order.Metadata = map[string]string{"note": strings.Repeat("x", 2000)}
+		if _, err := l.AppendOrder(b.Context(), event, 0); err != nil {
+			b.Fatal(err)
+		}
+	}
+	if err := l.Flush(b.Context()); err != nil {
+		b.Fatal(err)
+	}
+	b.ReportAllocs()
+	b.ResetTimer()
+	after := uint64(0)
+	for read := 0; read < b.N; {
+		records, next, err := l.ReadOrders(b.Context(), after, batch)
+		if err != nil {
+			b.Fatal(err)
+		}
+		read += len(records)
+		if after = next; len(records) == 0 {
+			after = 0 // anew
+		}
 	}
 }

@@ -1,21 +1,55 @@
 package orders
 
 import (
-	"os"
 	"testing"
+	"time"
+
+	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
+	"github.com/ordergate/ordergate/internal/sample"
 )
 
-// BenchmarkParse reads a paid session of a usual size.
-func BenchmarkParse(b *testing.B) {
-	raw, err := os.ReadFile("testdata/2026-09-30.endive_paid.json")
+// benchBody is a paid Checkout Session.
+func benchBody(b *testing.B) []byte {
+	story, err := sample.Story(sample.Completed, time.Now())
 	if err != nil {
 		b.Fatal(err)
 	}
-	b.SetBytes(int64(len(raw)))
+	return story[0].Body
+}
+
+func BenchmarkParse(b *testing.B) {
+	body := benchBody(b)
+	b.SetBytes(int64(len(body)))
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := Parse(raw, DefaultSources()); err != nil {
+		if _, err := Parse(body, DefaultSources()); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+func BenchmarkApply(b *testing.B) {
+	e, err := Parse(benchBody(b), DefaultSources())
+	if err != nil {
+		b.Fatal(err)
+	}
+	items := LineItems{State: ordergatev1.LineItemsState_LINE_ITEMS_STATE_UNAVAILABLE}
+	made, err := Apply(nil, e, items)
+	if err != nil || made == nil {
+		b.Fatal(made, err)
+	}
+	for _, bench := range []struct {
+		name    string
+		current *ordergatev1.Order
+	}{{"new", nil}, {"again", made.Order}} {
+		b.Run(bench.name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				change, err := Apply(bench.current, e, items)
+				if err != nil || (change == nil) != (bench.current != nil) {
+					b.Fatal(change, err)
+				}
+			}
+		})
 	}
 }
