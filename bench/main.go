@@ -30,7 +30,7 @@ type options struct {
 	Dir    string        `name:"dir" placeholder:"DIR" help:"Where the contenders keep their data: on the disk that is to be measured (default: a temporary directory)."`
 	Skip   []string      `name:"skip" placeholder:"CONTENDER,..." help:"Leave these out: nextjs, postgres."`
 
-	Quick   bool   `name:"quick" help:"Little of everything, to see that it works; its figures say nothing."`
+	Quick   bool   `name:"quick" help:"Little of everything but nextjs, to see that it works; its figures say nothing."`
 	Against string `name:"against" placeholder:"FILE" help:"Compare with the results of an earlier run, saved with --json."`
 	Plot    string `name:"plot" placeholder:"FILE.svg" help:"Draw the points of the suite scale; they are written beside it as FILE.csv."`
 
@@ -94,6 +94,7 @@ func run(ctx context.Context) (err error) {
 	}
 	if b.Quick {
 		b.Rounds, b.Time, b.Events, b.Orders = min(b.Rounds, quickRounds), min(b.Time, quickTime), min(b.Events, quickEvents), min(b.Orders, quickOrders)
+		b.Skip = append(b.Skip, "nextjs")
 	}
 	if b.Against != "" { // before anything is measured: a bad file is told at once
 		if b.before, err = readRows(b.Against); err != nil {

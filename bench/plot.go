@@ -69,7 +69,8 @@ func drawPanel(b *strings.Builder, title string, points []point, of func(point) 
 	y := func(value float64) float64 { return above + (1-value/top)*(panelHeight-above-foot) }
 	fmt.Fprintf(b, `<text x="%g" y="18" font-weight="bold">%s</text>`+"\n", left, title)
 	for value := 0.0; value <= top*1.001; value += tick {
-		fmt.Fprintf(b, `<path d="M%g %.1fH%g" stroke="#ddd"/><text x="%g" y="%.1f" text-anchor="end">%.4g</text>`+"\n", left, y(value), panelWidth-right, left-6, y(value)+4, value)
+		fmt.Fprintf(b, `<path d="M%g %.1fH%g" stroke="#ddd"/><text x="%g" y="%.1f" text-anchor="end">%s</text>`+"\n", left, y(value), panelWidth-right, left-6, y(value)+4,
+			strconv.FormatFloat(math.Round(value*1e6)/1e6, 'f', -1, 64))
 	}
 	for power := first; power <= last+0.001; power++ {
 		fmt.Fprintf(b, `<text x="%.1f" y="%g" text-anchor="middle">%.0f</text>`+"\n", x(math.Pow(10, power)), panelHeight-foot+16, math.Pow(10, power))
