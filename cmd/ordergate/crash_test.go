@@ -90,6 +90,8 @@ func TestWorkThroughCrashes(t *testing.T) {
 	}
 	calmDown()
 	sending.Wait()
+	// Workers may be done with what is converted while the rest is not.
+	waitFor(ctx, t, "conversion", func() bool { return ledger.known() == 4*crashOrders })
 	stats := g.finished(ctx, service)
 	finish()
 	working.Wait()
@@ -428,6 +430,13 @@ func (l *ledger) done() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.settled
+}
+
+// known is how many events were delivered, each counted once.
+func (l *ledger) known() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.events)
 }
 
 func (l *ledger) balance(stored []string) {
