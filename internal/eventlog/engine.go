@@ -14,6 +14,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/nats-io/nuid"
+	"golang.org/x/sync/semaphore"
 )
 
 const (
@@ -64,6 +65,7 @@ type engine struct {
 
 	buckets map[BucketName]jetstream.KeyValue
 
+	reads      *semaphore.Weighted
 	tail       tail
 	flusher    *flusher
 	background sync.WaitGroup
@@ -90,7 +92,7 @@ type engine struct {
 func openEngine(ctx context.Context, cfg Config) (_ *engine, err error) {
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
-	e := &engine{logger: cfg.Logger, dir: cfg.Dir, sync: cfg.Sync, streams: map[string]uint64{}, advanced: make(chan struct{})}
+	e := &engine{logger: cfg.Logger, dir: cfg.Dir, sync: cfg.Sync, streams: map[string]uint64{}, advanced: make(chan struct{}), reads: semaphore.NewWeighted(maxReads)}
 	e.dead, e.fail = context.WithCancelCause(context.Background())
 	e.flusher = newFlusher(e.syncWithNote, e.newestWritten, e.advance)
 	e.flusher.flushed = cfg.measures.flushed

@@ -328,7 +328,7 @@ func (l *Log) ReadInbox(ctx context.Context, after uint64, limit int) ([]*Stored
 	if err != nil {
 		return nil, err
 	}
-	return readBatch(ctx, e.js, inboxStream, limit, storedEvent, jetstreamext.GetBatchSeq(after+1))
+	return readBatch(ctx, e, inboxStream, limit, storedEvent, jetstreamext.GetBatchSeq(after+1))
 }
 
 // InboxSequenceBefore returns the sequence just before the first event that was
@@ -338,7 +338,7 @@ func (l *Log) InboxSequenceBefore(ctx context.Context, at time.Time) (uint64, er
 	if err != nil {
 		return 0, err
 	}
-	events, err := readBatch(ctx, e.js, inboxStream, 1, storedEvent, jetstreamext.GetBatchStartTime(at))
+	events, err := readBatch(ctx, e, inboxStream, 1, storedEvent, jetstreamext.GetBatchStartTime(at))
 	if err != nil {
 		return 0, err
 	}

@@ -31,8 +31,12 @@ const (
 	headerDirective = "Ordergate-Directive"
 )
 
-// readBytes bounds the payloads of one read, give or take one event.
-const readBytes = 1 << 20
+// readBytes bounds the payloads of one read, give or take one event, and maxReads
+// how many reads are under way at a time.
+const (
+	readBytes = 1 << 20
+	maxReads  = 16
+)
 
 // listWindow is how many events NewestOrders looks at in one call. The engine
 // answers for at most 1,024 subjects at once.
@@ -631,14 +635,20 @@ func (e *engine) withoutSuperseded(ctx context.Context, candidates []candidate, 
 // readOrders reads up to limit events, durable or not, and fewer when they are
 // large; none means that there are none.
 func (e *engine) readOrders(ctx context.Context, limit int, options ...jetstreamext.GetBatchOpt) ([]*OrderRecord, error) {
-	return readBatch(ctx, e.js, ordersStream, limit, orderRecord, options...)
+	return readBatch(ctx, e, ordersStream, limit, orderRecord, options...)
 }
 
-// readBatch reads up to limit messages of a stream, fewer when they are large.
-func readBatch[T any](ctx context.Context, js jetstream.JetStream, stream string, limit int, decode decoder[T], options ...jetstreamext.GetBatchOpt) ([]T, error) {
+// readBatch reads up to limit messages of a stream, fewer when they are large. Only
+// so many are read at a time: what they bring waits in one connection's memory,
+// which drops messages when it is too much.
+func readBatch[T any](ctx context.Context, e *engine, stream string, limit int, decode decoder[T], options ...jetstreamext.GetBatchOpt) ([]T, error) {
+	if err := e.reads.Acquire(ctx, 1); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	defer e.reads.Release(1)
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	answers, err := jetstreamext.GetBatch(ctx, js, stream, limit, append(options, jetstreamext.GetBatchMaxBytes(readBytes))...)
+	answers, err := jetstreamext.GetBatch(ctx, e.js, stream, limit, append(options, jetstreamext.GetBatchMaxBytes(readBytes))...)
 	return collect(ctx, answers, err, decode)
 }
 

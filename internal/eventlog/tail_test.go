@@ -3,6 +3,7 @@ package eventlog
 import (
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"testing"
 
@@ -114,4 +115,34 @@ func TestTailHasNoHole(t *testing.T) {
 			t.Errorf("behind %d: %v", after, got)
 		}
 	}
+}
+
+// However many read the past at once, nobody is cut off for it.
+func TestCrowdOfReaders(t *testing.T) {
+	l := openLog(t, testConfig(t))
+	const events, readers = 300, 300
+	last := uint64(0)
+	for i := range events {
+		event := orderEvent("cs_1", int64(i+1))
+		event.Note = strings.Repeat("x", 4000)
+		var err error
+		if last, err = l.AppendOrder(deadline(t), event, last); err != nil {
+			t.Fatal(err)
+		}
+	}
+	flush(t, l)
+	var reading sync.WaitGroup
+	for range readers {
+		reading.Go(func() {
+			for read, after := 0, uint64(0); read < events; {
+				records, err := l.OrderEvents(deadline(t), "cs_1", after, events)
+				if err != nil || len(records) == 0 {
+					t.Error(len(records), err)
+					return
+				}
+				read, after = read+len(records), records[len(records)-1].Sequence
+			}
+		})
+	}
+	reading.Wait()
 }
