@@ -3,7 +3,11 @@ package eventlog
 import (
 	"context"
 	"errors"
+	"slices"
+	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 )
 
 // What is written while a flush runs is covered by the next one only: who asks
@@ -50,4 +54,32 @@ func TestFailedFlushMovesNothing(t *testing.T) {
 	if !errors.Is(g.err, broken) {
 		t.Errorf("the waiting append got %v", g.err)
 	}
+}
+
+// Who is alone is flushed for at once; behind a crowd, the next group gathers.
+func TestCrowdGathers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var flushes []time.Duration
+		start := time.Now()
+		f := newFlusher(func() error { flushes = append(flushes, time.Since(start)); return nil }, func() uint64 { return 0 }, func(uint64) {})
+		ctx, stop := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		running.Go(func() { f.run(ctx) })
+		for range 2 {
+			<-f.join().done
+		}
+		f.mu.Lock()
+		f.next = &flushGroup{done: make(chan struct{}), waiters: 3}
+		crowd := f.next
+		f.mu.Unlock()
+		f.wake <- struct{}{}
+		<-crowd.done
+		<-f.join().done
+		<-f.join().done
+		stop()
+		running.Wait()
+		if want := []time.Duration{0, 0, 0, gatherTime, gatherTime}; !slices.Equal(flushes, want) {
+			t.Errorf("flushes at %v, want %v", flushes, want)
+		}
+	})
 }

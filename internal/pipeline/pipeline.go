@@ -20,6 +20,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"runtime"
 	"runtime/debug"
 	"strconv"
 	"strings"
@@ -179,10 +180,16 @@ type result struct {
 // handle converts a batch: the orders beside each other, the events of one
 // order after each other. One flush covers the whole batch.
 func (p *Pipeline) handle(ctx context.Context, batch []*eventlog.InboxMessage) {
+	results := make([]*result, len(batch))
+	var reading errgroup.Group
+	reading.SetLimit(runtime.GOMAXPROCS(0))
+	for i, message := range batch {
+		results[i] = &result{stored: &message.StoredEvent, message: message, deliveries: message.Deliveries}
+		reading.Go(func() error { p.read(results[i]); return nil })
+	}
+	reading.Wait()
 	families := map[string][]*result{}
-	for _, message := range batch {
-		r := &result{stored: &message.StoredEvent, message: message, deliveries: message.Deliveries}
-		p.read(r)
+	for _, r := range results {
 		families[r.family()] = append(families[r.family()], r)
 	}
 	var (
