@@ -62,8 +62,10 @@ func (e *engine) watchClock(wall func() time.Time) {
 	}
 }
 
-// keepAll lifts the age limit of the streams of events.
+// keepAll lifts the age limit of the streams of events, until the log is opened
+// again: KeepOrders does not bring it back.
 func (e *engine) keepAll() error {
+	e.keepsAll.Store(true)
 	ctx, cancel := context.WithTimeout(context.Background(), requestTimeout)
 	defer cancel()
 	for _, stream := range []jetstream.Stream{e.inbox, e.orders} {

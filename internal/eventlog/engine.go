@@ -8,6 +8,7 @@ import (
 	"math"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
@@ -79,6 +80,8 @@ type engine struct {
 	note      *note     // what is in it; of the flusher, between opening and the end
 	untouched bool      // nobody has had the log since its clean end: most blocks are left to be read
 	accepted  bool      // damage was found, and is accepted
+
+	keepsAll atomic.Bool // the clock was set: nothing is removed for its age
 
 	mu       sync.Mutex
 	streams  map[string]uint64 // newest sequences that were written, for the note

@@ -317,7 +317,7 @@ func (l *Log) KeepOrders(ctx context.Context, atLeast time.Duration) error {
 	if err != nil {
 		return err
 	}
-	if l.cfg.OrdersMaxAge == 0 { // for good
+	if l.cfg.OrdersMaxAge == 0 || e.keepsAll.Load() { // for good
 		return nil
 	}
 	info, err := e.ordersInfo(ctx)
