@@ -69,7 +69,7 @@ func (e *engine) keepAll() error {
 	ctx, cancel := context.WithTimeout(context.Background(), requestTimeout)
 	defer cancel()
 	for _, stream := range []jetstream.Stream{e.inbox, e.orders} {
-		info, err := stream.Info(ctx)
+		info, err := streamInfo(ctx, stream)
 		if err != nil {
 			return err
 		}

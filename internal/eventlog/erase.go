@@ -89,8 +89,9 @@ func (e *engine) eraseInbox(ctx context.Context, eventID string, tombstone []byt
 			}
 		}
 		msg := &nats.Msg{Subject: subject, Data: tombstone, Header: nats.Header{headerErased: {"true"}}}
-		_, err = e.js.PublishMsg(ctx, msg)
+		ack, err := e.js.PublishMsg(ctx, msg)
 		if err == nil {
+			e.wroteTo(inboxStream, ack.Sequence)
 			return nil
 		}
 		// A copy of the event may have come in between.
