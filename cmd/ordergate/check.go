@@ -123,14 +123,19 @@ func (k *checker) found(check string, status severity, detail, mend string) {
 	}
 }
 
+// failed reports each of the errors that err joins; they say their own mend.
+func (k *checker) failed(check string, err error) {
+	for problem := range strings.SplitSeq(err.Error(), "\n") {
+		k.found(check, bad, problem, "")
+	}
+}
+
 // settings reads what the settings name, and reports each problem by itself.
 func (k *checker) settings(context.Context) {
 	var err error
 	k.parts, err = prepare(k.Config, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 	if err != nil {
-		for problem := range strings.SplitSeq(err.Error(), "\n") {
-			k.found("settings", bad, problem, "")
-		}
+		k.failed("settings", err)
 	} else {
 		k.found("settings", fine, "they can be used as they are", "")
 	}
@@ -397,9 +402,7 @@ func (k *checker) doors(ctx context.Context) {
 	err := g.listen(ctx)
 	g.close()
 	if err != nil {
-		for problem := range strings.SplitSeq(err.Error(), "\n") {
-			k.found("door", bad, problem, "")
-		}
+		k.failed("door", err)
 		return
 	}
 	k.found("door", fine, strings.Join([]string{k.IngressAddr, k.GRPCAddr, k.AdminAddr}, ", ")+" are free", "")

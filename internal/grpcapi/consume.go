@@ -277,8 +277,7 @@ func (c *consumer) deliver() error {
 			c.subscription.Fault(delivery.ID, err.Error())
 			continue
 		}
-		c.silence.Reset(c.heartbeat)
-		if err := c.stream.SendMsg(message); err != nil {
+		if err := c.send(message); err != nil {
 			return err
 		}
 		c.sent.Inc()
@@ -320,7 +319,8 @@ func (c *consumer) beat() error {
 	return c.send(&ordergatev1.ConsumeResponse{Payload: &ordergatev1.ConsumeResponse_Heartbeat{Heartbeat: &ordergatev1.Heartbeat{Time: timestamppb.Now()}}})
 }
 
-func (c *consumer) send(response *ordergatev1.ConsumeResponse) error {
+// send sends a ConsumeResponse, or the wire of one.
+func (c *consumer) send(response any) error {
 	c.silence.Reset(c.heartbeat)
-	return c.stream.Send(response)
+	return c.stream.SendMsg(response)
 }

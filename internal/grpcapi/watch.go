@@ -166,10 +166,9 @@ func (w *watcher) sendEvents(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if err := w.stream.SendMsg(message); err != nil {
+		if err := w.sendMessage(message); err != nil {
 			return err
 		}
-		w.lastSent = time.Now()
 		w.sent.Inc()
 		if ctx.Err() != nil {
 			return ctx.Err()
@@ -190,8 +189,13 @@ func (w *watcher) expired(ctx context.Context) error {
 
 func (w *watcher) send(response *ordergatev1.WatchOrdersResponse) error {
 	response.ResumeToken = w.token()
+	return w.sendMessage(response)
+}
+
+// sendMessage sends a WatchOrdersResponse, or the wire of one.
+func (w *watcher) sendMessage(message any) error {
 	w.lastSent = time.Now()
-	return w.stream.Send(response)
+	return w.stream.SendMsg(message)
 }
 
 // token is the resume token of the place that was reached.

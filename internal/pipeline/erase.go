@@ -378,15 +378,3 @@ func (p *Pipeline) eraseLate(r *result) {
 		return p.eraseEvent(ctx, r.stored)
 	})
 }
-
-// erasedOwner returns the erased order that one of some references pointed to, or
-// eventlog.ErrNotFound.
-func (p *Pipeline) erasedOwner(ctx context.Context, keys []string) (string, error) {
-	for _, key := range keys {
-		owner, err := p.Log.Bucket(eventlog.References).Get(ctx, erasedKey(key))
-		if !errors.Is(err, eventlog.ErrNotFound) {
-			return string(owner), err
-		}
-	}
-	return "", eventlog.ErrNotFound
-}

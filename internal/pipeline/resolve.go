@@ -75,16 +75,15 @@ func (p *Pipeline) orderOf(ctx context.Context, r *result) (orderID string, err 
 func (p *Pipeline) owner(ctx context.Context, e *orders.Event) (string, error) {
 	keys := referenceKeys(e)
 	for _, key := range keys {
+		keys = append(keys, erasedKey(key)) // of an order that was erased
+	}
+	for _, key := range keys {
 		owner, err := p.Log.Bucket(eventlog.References).Get(ctx, key)
 		if !errors.Is(err, eventlog.ErrNotFound) {
 			return string(owner), err
 		}
 	}
-	owner, err := p.erasedOwner(ctx, keys)
-	if err != nil {
-		return "", fmt.Errorf("%s: %w", e.Type, err)
-	}
-	return owner, nil
+	return "", fmt.Errorf("%s: %w", e.Type, eventlog.ErrNotFound)
 }
 
 // claim settles whose sale it is that a PaymentIntent or a subscription's first

@@ -364,8 +364,7 @@ func (s *Subscription) restoreHeads(ctx context.Context, heads []head) error {
 	reading.SetLimit(loadReads)
 	for _, h := range heads {
 		reading.Go(func() error {
-			ctx := readingCtx
-			records, _, err := s.log.ReadOrders(ctx, h.sequence-1, 1)
+			records, _, err := s.log.ReadOrders(readingCtx, h.sequence-1, 1)
 			if err != nil && !errors.Is(err, eventlog.ErrExpired) {
 				return err
 			}
@@ -377,7 +376,7 @@ func (s *Subscription) restoreHeads(ctx context.Context, heads []head) error {
 				return nil
 			}
 			order := records[0].OrderID
-			_, next, _, err := s.lookUp(ctx, order, h.sequence, true)
+			_, next, _, err := s.lookUp(readingCtx, order, h.sequence, true)
 			if err != nil {
 				return err
 			}
