@@ -97,7 +97,7 @@ func openEngine(ctx context.Context, cfg Config) (_ *engine, err error) {
 	defer cancel()
 	e := &engine{logger: cfg.Logger, dir: cfg.Dir, sync: cfg.Sync, streams: map[string]uint64{}, advanced: make(chan struct{}), reads: semaphore.NewWeighted(maxReads)}
 	e.dead, e.fail = context.WithCancelCause(context.Background())
-	e.flusher = newFlusher(e.syncWithNote, e.newestWritten, e.advance)
+	e.flusher = newFlusher(e.syncWithNote, e.newestWritten, e.advance, func(err error) { e.fail(fmt.Errorf("flush to disk: %w", err)) })
 	e.flusher.flushed = cfg.measures.flushed
 	defer func() {
 		if err != nil {
@@ -132,11 +132,7 @@ func openEngine(ctx context.Context, cfg Config) (_ *engine, err error) {
 	if err := e.finishErasing(ctx); err != nil {
 		return nil, fmt.Errorf("finish what was being erased: %w", err)
 	}
-	e.background.Go(func() {
-		if err := e.flusher.run(e.dead); err != nil {
-			e.fail(fmt.Errorf("flush to disk: %w", err))
-		}
-	})
+	e.background.Go(func() { e.flusher.run(e.dead) })
 	e.background.Go(e.watchHealth)
 	e.background.Go(func() { e.watchRoom(cfg.Dir) })
 	e.background.Go(func() { e.watchClock(cfg.wall) })

@@ -16,6 +16,8 @@ type flusher struct {
 	written func() uint64
 	// durable is told that everything up to the sequence is on disk.
 	durable func(uint64)
+	// failed is told of a flush that failed, before those who waited for it are.
+	failed func(error)
 	// flushed is told of each flush; nil is nobody.
 	flushed func(waiters int, took time.Duration)
 
@@ -30,8 +32,8 @@ type flushGroup struct {
 	waiters int
 }
 
-func newFlusher(sync func() error, written func() uint64, durable func(uint64)) *flusher {
-	return &flusher{sync: sync, written: written, durable: durable, wake: make(chan struct{}, 1)}
+func newFlusher(sync func() error, written func() uint64, durable func(uint64), failed func(error)) *flusher {
+	return &flusher{sync: sync, written: written, durable: durable, failed: failed, wake: make(chan struct{}, 1)}
 }
 
 // join returns the flush that begins next. Whatever was written before the
@@ -56,25 +58,24 @@ func (f *flusher) begin() *flushGroup {
 	return g
 }
 
-// run flushes whenever somebody waits, until ctx ends or a flush fails; it
-// returns that failure. Whoever still waits then is left waiting: they watch
-// the engine's death too.
+// run flushes whenever somebody waits, until ctx ends or a flush fails. Whoever
+// still waits then is left waiting: they watch the engine's death too.
 //
 // While many wait, the next group is given a moment to gather: a write that comes
 // while the disk flushes is held up by that, and fewer flushes cost everybody less.
 // Who is alone waits for nothing but the disk.
-func (f *flusher) run(ctx context.Context) error {
+func (f *flusher) run(ctx context.Context) {
 	crowd := false
 	for {
 		select {
 		case <-ctx.Done():
-			return nil
+			return
 		case <-f.wake:
 		}
 		if crowd {
 			select {
 			case <-ctx.Done():
-				return nil
+				return
 			case <-time.After(gatherTime):
 			}
 		}
@@ -88,10 +89,12 @@ func (f *flusher) run(ctx context.Context) error {
 		}
 		if g.err == nil {
 			f.durable(covered)
+		} else {
+			f.failed(g.err)
 		}
 		close(g.done)
 		if g.err != nil {
-			return g.err
+			return
 		}
 	}
 }

@@ -270,6 +270,8 @@ func (s *subscriptionService) Pull(ctx context.Context, request *ordergatev1.Pul
 	waited := time.NewTimer(request.GetWait().AsDuration())
 	defer waited.Stop()
 	for over := false; ; {
+		// Asked first: what comes between the two questions is then in hand.
+		nothing := over && opened.CaughtUp()
 		var ready []*ordergatev1.Delivery
 		for _, delivery := range worker.Take() {
 			if message := encodeDelivery(opened, delivery); message != nil {
@@ -277,7 +279,7 @@ func (s *subscriptionService) Pull(ctx context.Context, request *ordergatev1.Pul
 			}
 		}
 		s.measures.pulled.Add(float64(len(ready)))
-		if len(ready) > 0 || over && opened.CaughtUp() {
+		if len(ready) > 0 || nothing {
 			return &ordergatev1.PullResponse{Deliveries: ready}, nil
 		}
 		select {
