@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
+	"sync/atomic"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 )
 
@@ -64,7 +67,7 @@ func bucketAges(cfg Config) map[BucketName]time.Duration {
 func bucketStream(name BucketName) string { return "KV_" + string(name) }
 
 func (e *engine) openBuckets(ctx context.Context, cfg Config) error {
-	e.buckets = map[BucketName]jetstream.KeyValue{}
+	e.buckets, e.used = map[BucketName]jetstream.KeyValue{}, map[BucketName]*atomic.Bool{}
 	for name, age := range bucketAges(cfg) {
 		if err := e.openBucket(ctx, name, age, cfg.AsIs); err != nil {
 			return fmt.Errorf("bucket %s: %w", name, err)
@@ -79,7 +82,7 @@ func (e *engine) openBucket(ctx context.Context, name BucketName, age time.Durat
 	stream, err := e.js.Stream(ctx, bucketStream(name))
 	switch {
 	case errors.Is(err, jetstream.ErrStreamNotFound):
-		_, err = e.js.CreateStream(ctx, jetstream.StreamConfig{
+		stream, err = e.js.CreateStream(ctx, jetstream.StreamConfig{
 			Name:              bucketStream(name),
 			Subjects:          []string{keySubject(name, ">")},
 			MaxMsgsPerSubject: 1,
@@ -92,13 +95,21 @@ func (e *engine) openBucket(ctx context.Context, name BucketName, age time.Durat
 	case err == nil && !asIs && stream.CachedInfo().Config.MaxAge != age:
 		changed := stream.CachedInfo().Config
 		changed.MaxAge = age
-		_, err = e.js.UpdateStream(ctx, changed)
+		stream, err = e.js.UpdateStream(ctx, changed)
 	}
 	if err != nil {
 		return err
 	}
-	e.buckets[name], err = e.js.KeyValue(ctx, string(name))
-	return err
+	if e.buckets[name], err = e.js.KeyValue(ctx, string(name)); err != nil {
+		return err
+	}
+	info, err := stream.Info(ctx)
+	if err != nil {
+		return err
+	}
+	e.used[name] = &atomic.Bool{}
+	e.used[name].Store(info.State.LastSeq > 0)
+	return nil
 }
 
 func keySubject(name BucketName, key string) string { return "$KV." + string(name) + "." + key }
@@ -129,9 +140,12 @@ func (b Bucket) Get(ctx context.Context, key string) ([]byte, error) {
 }
 
 func (b Bucket) get(ctx context.Context, key string) (value []byte, revision uint64, err error) {
-	_, kv, err := b.open()
+	e, kv, err := b.open()
 	if err != nil {
 		return nil, 0, err
+	}
+	if !e.used[b.name].Load() { // most logs have nothing that waits
+		return nil, 0, fmt.Errorf("%s in %s: %w", key, b.name, ErrNotFound)
 	}
 	entry, err := kv.Get(ctx, key)
 	switch {
@@ -145,17 +159,43 @@ func (b Bucket) get(ctx context.Context, key string) (value []byte, revision uin
 
 // Put sets the value of a key.
 func (b Bucket) Put(ctx context.Context, key string, value []byte) error {
-	e, kv, err := b.open()
+	return b.Begin(key, value).Wait(ctx)
+}
+
+// Putting is a Put that has begun.
+type Putting struct {
+	e    *engine
+	sent publishing
+	err  error
+}
+
+// Begin begins a Put, so that others can begin meanwhile. Wait for it in the end.
+func (b Bucket) Begin(key string, value []byte) Putting {
+	e, _, err := b.open()
 	if err != nil {
-		return err
+		return Putting{err: err}
 	}
-	ctx, cancel := e.alive(ctx)
+	if strings.ContainsAny(key, "*> \t\r\n") || key == "" {
+		return Putting{err: fmt.Errorf("key %.40q cannot be stored", key)}
+	}
+	e.used[b.name].Store(true)
+	sent, err := e.publish(bucketStream(b.name), &nats.Msg{Subject: keySubject(b.name, key), Data: value})
+	if err != nil {
+		err = e.writeError(err)
+	}
+	return Putting{e, sent, err}
+}
+
+// Wait returns when the value is written.
+func (p Putting) Wait(ctx context.Context) error {
+	if p.err != nil {
+		return p.err
+	}
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	revision, err := kv.Put(ctx, key, value)
-	if err != nil {
-		return e.writeError(err)
+	if _, err := p.sent.wait(ctx); err != nil {
+		return p.e.writeError(err)
 	}
-	e.wroteTo(bucketStream(b.name), revision)
 	return nil
 }
 
@@ -168,6 +208,7 @@ func (b Bucket) Claim(ctx context.Context, key string, value []byte) ([]byte, er
 	}
 	ctx, cancel := e.alive(ctx)
 	defer cancel()
+	e.used[b.name].Store(true)
 	revision, err := kv.Create(ctx, key, value)
 	if errors.Is(err, jetstream.ErrKeyExists) {
 		return b.Get(ctx, key)
@@ -201,6 +242,7 @@ func (b Bucket) Update(ctx context.Context, key string, change func(old []byte) 
 func replace(ctx context.Context, e *engine, kv jetstream.KeyValue, key string, revision uint64, value []byte) error {
 	ctx, cancel := e.alive(ctx)
 	defer cancel()
+	e.used[BucketName(kv.Bucket())].Store(true)
 	var err error
 	var written uint64
 	switch {

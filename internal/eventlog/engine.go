@@ -42,8 +42,9 @@ const (
 	// probeBytes is more than the events that are under way may need.
 	probeBytes = 256 << 10
 	// requestTimeout bounds one request to the engine whose caller gave no
-	// deadline.
+	// deadline. After publishTimeout nothing is kept of one that nobody waits for.
 	requestTimeout = 10 * time.Second
+	publishTimeout = 2 * requestTimeout
 	// orderBytes is the room an order event may take beyond a raw event.
 	orderBytes = 1 << 20
 	// headerBytes is the room for a message's headers.
@@ -59,12 +60,12 @@ type engine struct {
 	server *server.Server
 	conn   *nats.Conn
 	js     jetstream.JetStream
-	leader nats.JetStreamContext // its GetLastMsg asks the stream's leader, never a replica
 	orders jetstream.Stream
 	inbox  jetstream.Stream
 	id     string
 
 	buckets map[BucketName]jetstream.KeyValue
+	used    map[BucketName]*atomic.Bool // whether anything was ever written to it
 
 	reads      *semaphore.Weighted
 	tail       tail
@@ -86,7 +87,9 @@ type engine struct {
 	mu       sync.Mutex
 	streams  map[string]uint64 // newest sequences that were written, for the note
 	written  uint64            // newest sequence of ORDERS that was written
-	frontier uint64            // newest sequence of ORDERS that is on disk
+	flushed  uint64            // newest sequence of ORDERS that is on disk
+	arrived  uint64            // newest sequence of ORDERS that is in the tail
+	frontier uint64            // what readers may see: the lower of the two
 	advanced chan struct{}     // closed, and made anew, when frontier grows
 }
 
@@ -131,6 +134,9 @@ func openEngine(ctx context.Context, cfg Config) (_ *engine, err error) {
 	}
 	if err := e.finishErasing(ctx); err != nil {
 		return nil, fmt.Errorf("finish what was being erased: %w", err)
+	}
+	if err := e.follow(ctx, cfg.OrdersMaxAge); err != nil {
+		return nil, fmt.Errorf("follow the order events: %w", err)
 	}
 	e.background.Go(func() { e.flusher.run(e.dead) })
 	e.background.Go(e.watchHealth)
@@ -234,10 +240,7 @@ func (e *engine) start(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return err
 	}
-	if e.js, err = jetstream.New(e.conn, jetstream.WithDefaultTimeout(requestTimeout)); err != nil {
-		return err
-	}
-	e.leader, err = e.conn.JetStream()
+	e.js, err = jetstream.New(e.conn, jetstream.WithDefaultTimeout(requestTimeout), jetstream.WithPublishAsyncMaxPending(maxPublishing), jetstream.WithPublishAsyncTimeout(publishTimeout))
 	return err
 }
 
@@ -252,7 +255,7 @@ func (e *engine) createStreams(ctx context.Context, cfg Config) error {
 		DiscardNewPerSubject: true,
 		MaxAge:               cfg.InboxMaxAge,
 		MaxBytes:             cfg.InboxMaxBytes,
-		AllowDirect:          true, // for lists; decisions ask the leader
+		AllowDirect:          true,
 	})
 	if err != nil {
 		return err
@@ -280,7 +283,7 @@ func (e *engine) createStreams(ctx context.Context, cfg Config) error {
 		return fmt.Errorf("the log was written in format %q, this version reads %q: use the version of ordergate that wrote it", v, format)
 	}
 	e.id = info.Config.Metadata[metadataID]
-	e.written = info.State.LastSeq
+	e.written, e.arrived = info.State.LastSeq, info.State.LastSeq
 	return nil
 }
 
@@ -360,25 +363,41 @@ func (e *engine) flush(ctx context.Context) error {
 	}
 }
 
+// flushAndShow flushes, and returns when readers may see ORDERS up to a sequence
+// that was written.
+func (e *engine) flushAndShow(ctx context.Context, written uint64) error {
+	if err := e.flush(ctx); err != nil {
+		return err
+	}
+	for {
+		frontier, moved := e.durable()
+		if frontier >= written {
+			return nil
+		}
+		select {
+		case <-moved:
+		case <-e.dead.Done():
+			return e.unavailable()
+		case <-ctx.Done():
+			return fmt.Errorf("%w: %w", ErrUnavailable, ctx.Err())
+		}
+	}
+}
+
 func (e *engine) unavailable() error {
 	return fmt.Errorf("%w: %w", ErrUnavailable, context.Cause(e.dead))
 }
 
-// wrote notes that ORDERS was written up to a sequence. The engine acknowledges
+// wroteTo notes that a stream was written up to a sequence. The engine acknowledges
 // in the order of the sequences, after it wrote, so that everything below is
 // written too.
-func (e *engine) wrote(sequence uint64) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.written = max(e.written, sequence)
-	e.streams[ordersStream] = e.written
-}
-
-// wroteTo does so for the streams whose readers need no frontier.
 func (e *engine) wroteTo(stream string, sequence uint64) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.streams[stream] = max(e.streams[stream], sequence)
+	if stream == ordersStream {
+		e.written = max(e.written, sequence)
+	}
 }
 
 func (e *engine) newestWritten() uint64 {
@@ -387,15 +406,19 @@ func (e *engine) newestWritten() uint64 {
 	return e.written
 }
 
-// advance moves the durable frontier and wakes those who wait for it.
-func (e *engine) advance(sequence uint64) {
+// advance notes up to where ORDERS is on disk, and arrive up to where the tail has
+// it. The frontier follows, and those who wait for it are woken.
+func (e *engine) advance(flushed uint64) { e.show(flushed, 0) }
+func (e *engine) arrive(arrived uint64)  { e.show(0, arrived) }
+
+func (e *engine) show(flushed, arrived uint64) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if sequence <= e.frontier {
-		return
+	e.flushed, e.arrived = max(e.flushed, flushed), max(e.arrived, arrived)
+	if frontier := min(e.flushed, e.arrived); frontier > e.frontier {
+		e.frontier = frontier
+		e.wake()
 	}
-	e.frontier = sequence
-	e.wake()
 }
 
 // wake has those who wait for the frontier look again. Call it with the lock held.

@@ -76,9 +76,9 @@ func (e *engine) finishErasing(ctx context.Context) error {
 func (e *engine) eraseInbox(ctx context.Context, eventID string, tombstone []byte) error {
 	subject := inboxSubject(eventID)
 	for range maxErasures {
-		stored, err := e.leader.GetLastMsg(inboxStream, subject, nats.Context(ctx))
+		stored, err := e.last(ctx, e.inbox, subject)
 		switch {
-		case errors.Is(err, nats.ErrMsgNotFound):
+		case errors.Is(err, jetstream.ErrMsgNotFound):
 		case err != nil:
 			return fmt.Errorf("%w: read event %s: %w", ErrUnavailable, eventID, err)
 		case stored.Header.Get(headerErased) != "":
@@ -89,9 +89,8 @@ func (e *engine) eraseInbox(ctx context.Context, eventID string, tombstone []byt
 			}
 		}
 		msg := &nats.Msg{Subject: subject, Data: tombstone, Header: nats.Header{headerErased: {"true"}}}
-		ack, err := e.js.PublishMsg(ctx, msg)
+		_, err = e.write(ctx, inboxStream, msg)
 		if err == nil {
-			e.wroteTo(inboxStream, ack.Sequence)
 			return nil
 		}
 		// A copy of the event may have come in between.

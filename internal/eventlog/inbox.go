@@ -54,17 +54,14 @@ func (l *Log) AppendInbox(ctx context.Context, event RawEvent) (duplicate bool, 
 	}
 	began := time.Now()
 	defer func() { l.cfg.measures.appendSeconds.Observe(time.Since(began).Seconds()) }()
-	ctx, cancel := e.alive(ctx)
-	defer cancel()
 	ctx, span := startSpan(ctx, "append")
 	defer span.End()
 	msg := &nats.Msg{Subject: inboxSubject(event.ID), Data: event.Body, Header: nats.Header{headerSecret: {event.SecretLabel}}}
 	putTrace(ctx, msg.Header)
-	ack, err := e.js.PublishMsg(ctx, msg)
-	if err == nil {
-		e.wroteTo(inboxStream, ack.Sequence)
-	} else if duplicate, err = e.resolveInbox(ctx, event.ID, err); err != nil {
-		return false, err
+	if _, err := e.write(ctx, inboxStream, msg); err != nil {
+		if duplicate, err = e.resolveInbox(ctx, event.ID, err); err != nil {
+			return false, err
+		}
 	}
 	span.AddEvent("written") // the rest is the wait for a flush
 	// A refused copy waits for a flush as well: the first one may still be
@@ -79,12 +76,14 @@ func (l *Log) AppendInbox(ctx context.Context, event RawEvent) (duplicate bool, 
 // Every limit of the stream, and every failed write, is refused with the same
 // code as a copy: only reading the event back tells.
 func (e *engine) resolveInbox(ctx context.Context, eventID string, publishErr error) (duplicate bool, err error) {
-	_, err = e.leader.GetLastMsg(inboxStream, inboxSubject(eventID), nats.Context(ctx))
+	ctx, cancel := e.alive(ctx)
+	defer cancel()
+	_, err = e.last(ctx, e.inbox, inboxSubject(eventID))
 	if err == nil {
 		var refused *jetstream.APIError
 		return errors.As(publishErr, &refused), nil
 	}
-	if !errors.Is(err, nats.ErrMsgNotFound) {
+	if !errors.Is(err, jetstream.ErrMsgNotFound) {
 		return false, fmt.Errorf("%w: %w; reading the event back: %w", ErrUnavailable, publishErr, err)
 	}
 	return false, e.writeError(publishErr)
@@ -263,10 +262,8 @@ func (l *Log) InboxEvent(ctx context.Context, id string) (*StoredEvent, error) {
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
-	defer cancel()
-	msg, err := e.leader.GetLastMsg(inboxStream, inboxSubject(id), nats.Context(ctx))
-	if errors.Is(err, nats.ErrMsgNotFound) {
+	msg, err := e.last(ctx, e.inbox, inboxSubject(id))
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
 		return nil, fmt.Errorf("event %s: %w", id, ErrNotFound)
 	}
 	if err != nil {

@@ -212,15 +212,13 @@ func (l *Log) AppendOrder(ctx context.Context, event *ordergatev1.OrderEvent, pr
 
 		headerDirective: {strconv.Itoa(int(order.GetDirective()))},
 	}}
+	msg.Header[jetstream.ExpectedLastSubjSeqHeader] = []string{strconv.FormatUint(previous, 10)}
 	putTrace(ctx, msg.Header)
-	ctx, cancel := e.alive(ctx)
-	defer cancel()
-	ack, err := e.js.PublishMsg(ctx, msg, jetstream.WithExpectLastSequencePerSubject(previous))
+	sequence, err := e.write(ctx, ordersStream, msg)
 	if err != nil {
 		return 0, e.orderError(err)
 	}
-	e.wrote(ack.Sequence)
-	return ack.Sequence, nil
+	return sequence, nil
 }
 
 func (e *engine) orderError(err error) error {
@@ -241,7 +239,7 @@ func (l *Log) Flush(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return e.flush(ctx)
+	return e.flushAndShow(ctx, e.newestWritten())
 }
 
 // NewestOrder returns the newest event of an order, flushed or not, for the
@@ -266,7 +264,7 @@ func (l *Log) DurableOrder(ctx context.Context, orderID string) (*OrderRecord, e
 		return nil, err
 	}
 	if frontier, _ := e.durable(); record.Sequence > frontier {
-		if err := e.flush(ctx); err != nil {
+		if err := e.flushAndShow(ctx, record.Sequence); err != nil {
 			return nil, err
 		}
 	}
@@ -277,10 +275,8 @@ func (e *engine) newestOrder(ctx context.Context, orderID string) (*OrderRecord,
 	if !ValidOrderID(orderID) {
 		return nil, fmt.Errorf("order %.40q: %w", orderID, ErrNotFound)
 	}
-	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
-	defer cancel()
-	msg, err := e.leader.GetLastMsg(ordersStream, orderSubject(orderID), nats.Context(ctx))
-	if errors.Is(err, nats.ErrMsgNotFound) {
+	msg, err := e.last(ctx, e.orders, orderSubject(orderID))
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
 		return nil, fmt.Errorf("order %s: %w", orderID, ErrNotFound)
 	}
 	if err != nil {
@@ -288,7 +284,7 @@ func (e *engine) newestOrder(ctx context.Context, orderID string) (*OrderRecord,
 	}
 	// What can be read has been written, even if its writer never heard so: the
 	// next flush makes it visible.
-	e.wrote(msg.Sequence)
+	e.wroteTo(ordersStream, msg.Sequence)
 	return orderRecord(msg.Subject, msg.Sequence, msg.Time, msg.Header, msg.Data), nil
 }
 

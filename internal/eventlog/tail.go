@@ -5,77 +5,85 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
 )
 
 const (
 	// tailBytes bounds what is kept of the newest order events, and tailAge for how
-	// long after the last of them was read.
-	tailBytes = 8 << 20
-	tailAge   = time.Minute
-	// tailReach is how far behind the newest event one may be who reads for all.
-	tailReach = 10_000
-	// tailBatch is how many are read at a time.
-	tailBatch = 500
+	// long after they were stored.
+	tailBytes = 16 << 20
+	tailAge   = time.Hour
+	// tailBatch and tailBatchBytes bound what the engine sends ahead to the tail.
+	tailBatch, tailBatchBytes = 1000, 16 << 20
 )
 
-// tail holds the newest order events that were read, for all who follow the log
-// at its end: they read each event once, together.
+// tail holds the newest order events, for all who follow the log at its end: the
+// engine is asked for each of them once. Events get there when they are written, and
+// are shown by the frontier, when they are on disk.
 type tail struct {
-	filling sync.Mutex // held by the one who reads for the others
+	age time.Duration
 
 	mu sync.Mutex
-	// records are all durable events behind the sequence from, up to to.
+	// records are all events behind the sequence from, up to to.
 	records  []*OrderRecord
 	from, to uint64
 	bytes    int
-	read     time.Time // when the newest of them were read
 }
 
-// behind returns events behind the sequence after, as ReadOrders does. ok is false
-// when the tail does not reach there.
-func (t *tail) behind(after uint64, limit int) (records []*OrderRecord, next uint64, ok bool) {
+// begin has the tail hold what is behind a sequence.
+func (t *tail) begin(after uint64, age time.Duration) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if after < t.from || after >= t.to || time.Since(t.read) > tailAge {
+	if t.age = tailAge; age > 0 {
+		t.age = min(t.age, age)
+	}
+	t.from, t.to = after, after
+}
+
+// behind returns events behind the sequence after, up to last, as ReadOrders does.
+// ok is false when the tail does not reach there.
+func (t *tail) behind(after, last uint64, limit int) (records []*OrderRecord, next uint64, ok bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.trim()
+	if after < t.from {
 		return nil, 0, false
 	}
 	i, _ := slices.BinarySearchFunc(t.records, after+1, func(r *OrderRecord, sequence uint64) int { return int(r.Sequence) - int(sequence) })
 	bytes := 0
 	for _, r := range t.records[i:] {
+		if r.Sequence > last {
+			break
+		}
 		if len(records) == limit || bytes >= readBytes {
 			return records, records[len(records)-1].Sequence, true
 		}
 		records = append(records, r)
 		bytes += r.Size()
 	}
-	return records, t.to, true
+	return records, max(after, last), true
 }
 
-// end returns where to read on for all who follow the log, one of whom is at a
-// sequence. ok is false for one who is too far behind for that.
-func (t *tail) end(after uint64) (end uint64, ok bool) {
+// add appends the event that is stored behind the last one.
+func (t *tail) add(r *OrderRecord) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return max(after, t.to), after >= t.from
+	t.records, t.to = append(t.records, r), r.Sequence
+	t.bytes += r.Size()
+	t.trim()
 }
 
-// add appends what was read behind the sequence after, up to next.
-func (t *tail) add(records []*OrderRecord, after, next uint64) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if after != t.to { // nobody was there for a while
-		t.records, t.from, t.bytes = nil, after, 0
-	}
-	t.records, t.to, t.read = append(t.records, records...), next, time.Now()
-	for _, r := range records {
-		t.bytes += r.Size()
-	}
+// trim drops what is too much and what is too old. Call it with the lock held.
+func (t *tail) trim() {
+	oldest := time.Now().Add(-t.age)
 	drop := 0
-	for ; drop < len(t.records) && t.bytes > tailBytes; drop++ {
+	for ; drop < len(t.records) && (t.bytes > tailBytes || t.records[drop].Time.Before(oldest)); drop++ {
 		t.bytes -= t.records[drop].Size()
 		t.from = t.records[drop].Sequence
+		t.records[drop] = nil // the room is used again only when append makes more
 	}
-	t.records = slices.Delete(t.records, 0, drop)
+	t.records = t.records[drop:]
 }
 
 // forget drops the events of an order that was erased.
@@ -89,37 +97,42 @@ func (t *tail) forget(orderID string, below uint64) {
 	}
 }
 
-// readNewest reads durable events behind the sequence after, together with all who
-// follow the log at its end.
-func (e *engine) readNewest(ctx context.Context, after uint64, limit int) (records []*OrderRecord, next uint64, err error) {
-	if err := e.extendTail(ctx, after); err != nil {
-		return nil, 0, err
+// follow has the engine send what is written to ORDERS to the tail, from now on.
+func (e *engine) follow(ctx context.Context, age time.Duration) error {
+	written := e.newestWritten()
+	e.tail.begin(written, age)
+	consumer, err := e.orders.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: written + 1})
+	if err != nil {
+		return err
 	}
-	if records, next, ok := e.tail.behind(after, limit); ok {
+	following, err := consumer.Consume(func(msg jetstream.Msg) {
+		place, err := msg.Metadata()
+		if err != nil { // it is of no stream
+			return
+		}
+		e.tail.add(orderRecord(msg.Subject(), place.Sequence.Stream, place.Timestamp, msg.Headers(), msg.Data()))
+		e.arrive(place.Sequence.Stream)
+	}, jetstream.PullMaxMessagesWithBytesLimit(tailBatch, tailBatchBytes), jetstream.ConsumeErrHandler(func(_ jetstream.ConsumeContext, err error) {
+		if e.dead.Err() == nil {
+			e.logger.Warn("following the order events was interrupted; going on", "error", err)
+		}
+	}))
+	if err != nil {
+		return err
+	}
+	e.background.Go(func() {
+		<-e.dead.Done()
+		following.Stop()
+	})
+	return nil
+}
+
+// readNewest reads durable events behind the sequence after: the newest ones from
+// memory.
+func (e *engine) readNewest(ctx context.Context, after uint64, limit int) (records []*OrderRecord, next uint64, err error) {
+	frontier, _ := e.durable()
+	if records, next, ok := e.tail.behind(after, frontier, limit); ok {
 		return records, next, nil
 	}
 	return e.readDurable(ctx, after, limit)
-}
-
-// extendTail reads what is new for all who wait for it, one of whom is at a sequence.
-func (e *engine) extendTail(ctx context.Context, after uint64) error {
-	news := func() (end uint64, ok bool) {
-		frontier, _ := e.durable()
-		end, ok = e.tail.end(after)
-		return end, ok && end < frontier && frontier-end <= tailReach
-	}
-	if _, ok := news(); !ok {
-		return nil
-	}
-	e.tail.filling.Lock()
-	defer e.tail.filling.Unlock()
-	end, ok := news()
-	if !ok { // another one was faster
-		return nil
-	}
-	records, next, err := e.readDurable(ctx, end, tailBatch)
-	if err == nil {
-		e.tail.add(records, end, next)
-	}
-	return err
 }

@@ -325,27 +325,15 @@ func (p *Pipeline) apply(ctx context.Context, r *result) error {
 	if err := p.rememberAccount(ctx, r.event); err != nil {
 		return err
 	}
-	orderID, err := p.resolve(ctx, r)
-	if err != nil {
+	var err error
+	if r.orderID, err = p.orderOf(ctx, r); err != nil {
 		return err
 	}
-	r.orderID = orderID
-	items, err := p.lineItems(ctx, r)
-	if err != nil {
-		return err
+	recorded := p.record(r)
+	err = p.applyTo(ctx, r)
+	if recordErr := recorded(ctx); err == nil {
+		err = recordErr // whoever waits for the order must find it
 	}
-	if err := p.rememberPending(ctx, r, items); err != nil {
-		return err
-	}
-	r.change, err = p.change(ctx, orderID, r.stored.ID, func(current *ordergatev1.Order) (*orders.Change, error) {
-		if current == nil && r.event.OrderID() != orderID {
-			return nil, errUnmatched // it only adds to an order that is still to come
-		}
-		if orders.Erased(current) {
-			return nil, errErased
-		}
-		return orders.Apply(current, r.event, items)
-	})
 	if errors.Is(err, errErased) {
 		p.eraseLate(r)
 		return nil
@@ -361,6 +349,38 @@ func (p *Pipeline) apply(ctx context.Context, r *result) error {
 	return p.match(ctx, r)
 }
 
+// applyTo changes the order of an event.
+func (p *Pipeline) applyTo(ctx context.Context, r *result) error {
+	items, err := p.lineItems(ctx, r)
+	if err != nil {
+		return err
+	}
+	if err := p.rememberPending(ctx, r, items); err != nil {
+		return err
+	}
+	if r.event.OrderID() == r.orderID {
+		// Most sales are new: the write finds out, without a look.
+		change, err := orders.Apply(nil, r.event, items)
+		if err == nil && change != nil {
+			err = p.append(ctx, change, r.stored.ID, 0)
+		}
+		if change != nil && !errors.Is(err, eventlog.ErrConflict) {
+			r.change = change
+			return err
+		}
+	}
+	r.change, err = p.change(ctx, r.orderID, r.stored.ID, func(current *ordergatev1.Order) (*orders.Change, error) {
+		if current == nil && r.event.OrderID() != r.orderID {
+			return nil, errUnmatched // it only adds to an order that is still to come
+		}
+		if orders.Erased(current) {
+			return nil, errErased
+		}
+		return orders.Apply(current, r.event, items)
+	})
+	return err
+}
+
 // change makes an order event of what decide says of an order, with
 // compare-and-set: when another writer was faster, decide is asked again. It
 // returns nil when nothing changes.
@@ -374,18 +394,25 @@ func (p *Pipeline) change(ctx context.Context, orderID, sourceEventID string, de
 		if err != nil || change == nil {
 			return nil, err
 		}
-		_, err = p.Log.AppendOrder(ctx, &ordergatev1.OrderEvent{
-			Id:            orderID + "." + strconv.FormatInt(change.Order.GetRevision(), 10),
-			Kind:          change.Kind,
-			Order:         change.Order,
-			SourceEventId: sourceEventID,
-			Note:          change.Note,
-		}, previous)
+		err = p.append(ctx, change, sourceEventID, previous)
 		if !errors.Is(err, eventlog.ErrConflict) {
 			return change, err
 		}
 	}
 	return nil, fmt.Errorf("order %s changes too fast: %w", orderID, eventlog.ErrConflict)
+}
+
+// append writes a change behind the order's newest event, whose sequence is
+// previous.
+func (p *Pipeline) append(ctx context.Context, change *orders.Change, sourceEventID string, previous uint64) error {
+	_, err := p.Log.AppendOrder(ctx, &ordergatev1.OrderEvent{
+		Id:            change.Order.GetId() + "." + strconv.FormatInt(change.Order.GetRevision(), 10),
+		Kind:          change.Kind,
+		Order:         change.Order,
+		SourceEventId: sourceEventID,
+		Note:          change.Note,
+	}, previous)
+	return err
 }
 
 // newest returns an order as it stands and the sequence of its newest event;

@@ -39,22 +39,24 @@ func referenceKeys(e *orders.Event) []string {
 	return keys
 }
 
-// resolve returns the id of the order that an event is about, and records what
-// points to it: before anything is written to the order, and each time, because
-// the two are not one transaction.
-func (p *Pipeline) resolve(ctx context.Context, r *result) (orderID string, err error) {
-	orderID, err = p.orderOf(ctx, r)
-	if err != nil {
-		return "", err
-	}
+// record records what points to an event's order, and returns what waits until
+// that is done. It is begun before anything is written to the order, and each time,
+// because the two are not one transaction.
+func (p *Pipeline) record(r *result) (recorded func(context.Context) error) {
+	var putting []eventlog.Putting
 	for _, key := range referenceKeys(r.event) {
-		if err := p.Log.Bucket(eventlog.References).Put(ctx, key, []byte(orderID)); err != nil {
-			return "", err
-		}
+		putting = append(putting, p.Log.Bucket(eventlog.References).Begin(key, []byte(r.orderID)))
 	}
-	return orderID, nil
+	return func(ctx context.Context) error {
+		var errs []error
+		for _, put := range putting {
+			errs = append(errs, put.Wait(ctx))
+		}
+		return errors.Join(errs...)
+	}
 }
 
+// orderOf returns the id of the order that an event is about.
 func (p *Pipeline) orderOf(ctx context.Context, r *result) (orderID string, err error) {
 	e := r.event
 	if e.OrderID() != "" && !e.MustClaim() {
