@@ -135,7 +135,7 @@ func openEngine(ctx context.Context, cfg Config) (_ *engine, err error) {
 	if err := e.finishErasing(ctx); err != nil {
 		return nil, fmt.Errorf("finish what was being erased: %w", err)
 	}
-	if err := e.follow(ctx, cfg.OrdersMaxAge); err != nil {
+	if err := e.follow(ctx, e.orders.CachedInfo().State, cfg.OrdersMaxAge); err != nil {
 		return nil, fmt.Errorf("follow the order events: %w", err)
 	}
 	e.background.Go(func() { e.flusher.run(e.dead) })

@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"net/url"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
@@ -21,15 +23,10 @@ import (
 	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
 )
 
-// What filters need is kept in headers, so that a filter decodes no payload.
-const (
-	headerKind     = "Ordergate-Kind"
-	headerLivemode = "Ordergate-Livemode"
-	headerAccount  = "Ordergate-Account"
-	headerCountry  = "Ordergate-Country"
-	// headerDirective is for a metric.
-	headerDirective = "Ordergate-Directive"
-)
+// headerOrder holds what filters and a metric need, so that these decode no payload:
+// kind, livemode, directive, country and account. It is one header, because each
+// costs a microsecond at every step.
+const headerOrder = "Ordergate-Order"
 
 // readBytes bounds the payloads of one read, give or take one event, and maxReads
 // how many reads are under way at a time.
@@ -76,8 +73,7 @@ type OrderRecord struct {
 	Account string
 	// Country is the country of the ship-to address; empty when there is none.
 	Country string
-	// Directive is what to do with the order; unspecified in what older versions
-	// stored.
+	// Directive is what to do with the order.
 	Directive ordergatev1.Directive
 
 	storedTrace
@@ -97,13 +93,7 @@ func (r *OrderRecord) Event() (*ordergatev1.OrderEvent, error) {
 }
 
 // ToShip reports whether the order is to be shipped.
-func (r *OrderRecord) ToShip() bool {
-	if r.Directive != ordergatev1.Directive_DIRECTIVE_UNSPECIFIED {
-		return r.Directive == ordergatev1.Directive_DIRECTIVE_SHIP
-	}
-	event, err := r.Event()
-	return err == nil && event.GetOrder().GetDirective() == ordergatev1.Directive_DIRECTIVE_SHIP
-}
+func (r *OrderRecord) ToShip() bool { return r.Directive == ordergatev1.Directive_DIRECTIVE_SHIP }
 
 // Wire returns the event as it is sent, in two parts: what is stored, which nobody
 // may change, and behind it where and when that is. It does not decode more than
@@ -205,14 +195,10 @@ func (l *Log) AppendOrder(ctx context.Context, event *ordergatev1.OrderEvent, pr
 		return 0, err
 	}
 	msg := &nats.Msg{Subject: orderSubject(order.GetId()), Data: payload, Header: nats.Header{
-		headerKind:     {strconv.Itoa(int(event.GetKind()))},
-		headerLivemode: {strconv.FormatBool(order.GetLivemode())},
-		headerAccount:  {order.GetAccount()},
-		headerCountry:  {order.GetShipping().GetAddress().GetCountry()},
+		headerOrder: {encodeHeader(event)},
 
-		headerDirective: {strconv.Itoa(int(order.GetDirective()))},
+		jetstream.ExpectedLastSubjSeqHeader: {strconv.FormatUint(previous, 10)},
 	}}
-	msg.Header[jetstream.ExpectedLastSubjSeqHeader] = []string{strconv.FormatUint(previous, 10)}
 	putTrace(ctx, msg.Header)
 	sequence, err := e.write(ctx, ordersStream, msg)
 	if err != nil {
@@ -289,21 +275,39 @@ func (e *engine) newestOrder(ctx context.Context, orderID string) (*OrderRecord,
 }
 
 func orderRecord(subject string, sequence uint64, stored time.Time, header nats.Header, payload []byte) *OrderRecord {
-	kind, _ := strconv.Atoi(header.Get(headerKind))
-	directive, _ := strconv.Atoi(header.Get(headerDirective))
-	return &OrderRecord{
-		Sequence:  sequence,
-		Time:      stored.UTC(),
-		OrderID:   subject[len(orderSubject("")):],
-		Kind:      ordergatev1.OrderEventKind(kind),
-		Livemode:  header.Get(headerLivemode) == "true",
-		Account:   header.Get(headerAccount),
-		Country:   header.Get(headerCountry),
-		Directive: ordergatev1.Directive(directive),
+	r := &OrderRecord{
+		Sequence: sequence,
+		Time:     stored.UTC(),
+		OrderID:  subject[len(orderSubject("")):],
 
 		storedTrace: traceOf(header),
 		payload:     payload,
 	}
+	r.decodeHeader(header.Get(headerOrder))
+	return r
+}
+
+func encodeHeader(event *ordergatev1.OrderEvent) string {
+	order := event.GetOrder()
+	return strings.Join([]string{
+		strconv.Itoa(int(event.GetKind())), strconv.FormatBool(order.GetLivemode()), strconv.Itoa(int(order.GetDirective())),
+		url.QueryEscape(order.GetShipping().GetAddress().GetCountry()), url.QueryEscape(order.GetAccount()),
+	}, ",")
+}
+
+// decodeHeader reads what encodeHeader wrote.
+func (r *OrderRecord) decodeHeader(header string) {
+	kind, rest, _ := strings.Cut(header, ",")
+	livemode, rest, _ := strings.Cut(rest, ",")
+	directive, rest, _ := strings.Cut(rest, ",")
+	country, account, _ := strings.Cut(rest, ",")
+	number := func(text string) int32 {
+		n, _ := strconv.ParseInt(text, 10, 32)
+		return int32(n)
+	}
+	r.Kind, r.Livemode, r.Directive = ordergatev1.OrderEventKind(number(kind)), livemode == "true", ordergatev1.Directive(number(directive))
+	r.Country, _ = url.QueryUnescape(country)
+	r.Account, _ = url.QueryUnescape(account)
 }
 
 // KeepOrders keeps order events for at least so long, and no longer than that and

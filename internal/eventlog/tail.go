@@ -18,9 +18,9 @@ const (
 	tailBatch, tailBatchBytes = 1000, 16 << 20
 )
 
-// tail holds the newest order events, for all who follow the log at its end: the
-// engine is asked for each of them once. Events get there when they are written, and
-// are shown by the frontier, when they are on disk.
+// tail holds the newest order events, for all who follow the log at its end, and all
+// who come back to it: the engine is asked for each of them once. Events get there
+// when they are written, and are shown by the frontier, when they are on disk.
 type tail struct {
 	age time.Duration
 
@@ -31,23 +31,23 @@ type tail struct {
 	bytes    int
 }
 
-// begin has the tail hold what is behind a sequence.
+// begin has the tail hold what is behind a sequence, which is to be added.
 func (t *tail) begin(after uint64, age time.Duration) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.age = tailAge; age > 0 {
 		t.age = min(t.age, age)
 	}
-	t.from, t.to = after, after
+	t.records, t.from, t.to, t.bytes = nil, after, after, 0
 }
 
 // behind returns events behind the sequence after, up to last, as ReadOrders does.
-// ok is false when the tail does not reach there.
+// ok is false when the tail does not reach there, or not yet.
 func (t *tail) behind(after, last uint64, limit int) (records []*OrderRecord, next uint64, ok bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.trim()
-	if after < t.from {
+	if after < t.from || t.to < last {
 		return nil, 0, false
 	}
 	i, _ := slices.BinarySearchFunc(t.records, after+1, func(r *OrderRecord, sequence uint64) int { return int(r.Sequence) - int(sequence) })
@@ -97,11 +97,12 @@ func (t *tail) forget(orderID string, below uint64) {
 	}
 }
 
-// follow has the engine send what is written to ORDERS to the tail, from now on.
-func (e *engine) follow(ctx context.Context, age time.Duration) error {
-	written := e.newestWritten()
-	e.tail.begin(written, age)
-	consumer, err := e.orders.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: written + 1})
+// follow has the engine send the newest events of ORDERS to the tail, and then what
+// is written.
+func (e *engine) follow(ctx context.Context, state jetstream.StreamState, age time.Duration) error {
+	after := max(state.LastSeq-min(state.LastSeq, tailEvents(state)), max(state.FirstSeq, 1)-1)
+	e.tail.begin(after, age)
+	consumer, err := e.orders.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: after + 1})
 	if err != nil {
 		return err
 	}
@@ -125,6 +126,11 @@ func (e *engine) follow(ctx context.Context, age time.Duration) error {
 		following.Stop()
 	})
 	return nil
+}
+
+// tailEvents is about how many events the tail can hold.
+func tailEvents(state jetstream.StreamState) uint64 {
+	return tailBytes / 2 * state.Msgs / max(state.Bytes, 1)
 }
 
 // readNewest reads durable events behind the sequence after: the newest ones from

@@ -146,3 +146,36 @@ func TestCrowdOfReaders(t *testing.T) {
 	}
 	reading.Wait()
 }
+
+// Once the log is opened again, the newest events are read from memory as before,
+// and what is older, or was erased, is not missed there.
+func TestTailAfterOpening(t *testing.T) {
+	cfg := testConfig(t)
+	l := openLog(t, cfg)
+	for i := range 5 {
+		appendOrder(t, l, fmt.Sprintf("cs_%d", i+1), 1, 0)
+	}
+	l.Close()
+	l = openLog(t, cfg)
+	e, err := l.current()
+	if err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, func() bool {
+		_, _, ok := e.tail.behind(0, 5, 10)
+		return ok
+	})
+	if err := e.orders.DeleteMsg(deadline(t), 5); err != nil { // the newest, so that nothing tells the tail
+		t.Fatal(err)
+	}
+	l.Close()
+	l = openLog(t, cfg)
+	if got := readIDs(t, l, 0); len(got) != 4 {
+		t.Errorf("read %v", got)
+	}
+	appendOrder(t, l, "cs_6", 1, 0)
+	flush(t, l)
+	if diff := cmp.Diff([]string{"cs_4.1", "cs_6.1"}, readIDs(t, l, 3)); diff != "" {
+		t.Error(diff)
+	}
+}
