@@ -153,11 +153,11 @@ func Parse(raw []byte, sources Sources) (*Event, error) {
 	r := &report{event: "event"}
 	top := object{report: r}
 	var ok bool
-	if top.fields, ok = rawjson.Object(raw); !ok {
+	if top.value, ok = rawjson.Parse(raw); !ok || !top.value.IsObject() {
 		return nil, errors.New("the event is not a JSON object")
 	}
 	e := &Event{ID: top.text("id"), Type: top.text("type"), APIVersion: top.text("api_version")}
-	if !idShape.MatchString(e.ID) {
+	if !isID(e.ID) {
 		return nil, fmt.Errorf("id %.40q is not an event id", e.ID)
 	}
 	if e.Type == "" {
@@ -191,7 +191,7 @@ func ParseLookup(raw []byte, from Lookup, sources Sources) (*Event, error) {
 	r := &report{event: fmt.Sprintf("lookup (API version %.40q)", from.APIVersion)}
 	top := object{report: r}
 	var ok bool
-	if top.fields, ok = rawjson.Object(raw); !ok {
+	if top.value, ok = rawjson.Parse(raw); !ok || !top.value.IsObject() {
 		return nil, errors.New("what was looked up is not a JSON object")
 	}
 	e := &Event{
@@ -283,7 +283,7 @@ func readAccount(top object) string {
 		return ""
 	}
 	account := top.text("account")
-	if !idShape.MatchString(account) {
+	if !isID(account) {
 		top.fail("account", "is not an account id")
 	}
 	return account

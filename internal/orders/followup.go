@@ -230,7 +230,7 @@ func (e *Event) readInvoicePayment(invoicePayment object) {
 // constant reads one of Stripe's own words; anything else is not read.
 func (o object) constant(key string) string {
 	word := o.text(key)
-	if word != "" && !constantShape.MatchString(word) {
+	if word != "" && !isConstant(word) {
 		o.warn(o.at(key), "is not one of Stripe's words")
 		return ""
 	}
@@ -244,7 +244,7 @@ func (o object) named(kind string) (id string, ok bool) {
 		return "", false
 	}
 	id = o.text("id")
-	if !idShape.MatchString(id) {
+	if !isID(id) {
 		o.fail(o.at("id"), "is not a Stripe id")
 		return "", false
 	}

@@ -68,7 +68,7 @@ func checkRead(t *testing.T, e *Event, err error, orders ...*ordergatev1.Order) 
 		t.Fatalf("ignored %v, order %q, references %v", e.Ignored(), e.OrderID(), e.References())
 	}
 	for _, r := range e.References() {
-		if !idShape.MatchString(r.ID) || r.Kind == "" {
+		if !isID(r.ID) || r.Kind == "" {
 			t.Fatalf("reference %v", r)
 		}
 	}

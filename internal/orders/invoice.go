@@ -160,7 +160,7 @@ func readInvoiceCustomer(invoice object) *ordergatev1.Customer {
 		Phone:   invoice.text("customer_phone"),
 		Address: readBillingAddress(invoice, "customer_address"),
 	}
-	if proto.Equal(c, &ordergatev1.Customer{}) {
+	if proto.Size(c) == 0 {
 		return nil
 	}
 	return c
@@ -180,7 +180,7 @@ func readInvoiceAmounts(invoice object) *ordergatev1.Amounts {
 			a.Tax = invoice.amountOf(list)
 		}
 	}
-	if proto.Equal(a, &ordergatev1.Amounts{}) {
+	if proto.Size(a) == 0 {
 		return nil
 	}
 	return a
@@ -190,13 +190,13 @@ func readInvoiceAmounts(invoice object) *ordergatev1.Amounts {
 // newer shapes only name them, unless they are expanded.
 func readInvoiceDiscounts(invoice object) []*ordergatev1.Discount {
 	var expanded []object
-	if shapeOf(invoice.fields["discount"]) == "an object" {
+	if invoice.field("discount").IsObject() {
 		discount, _ := invoice.object("discount")
 		expanded = append(expanded, discount)
 	}
-	for _, raw := range invoice.list("discounts") {
-		if discount, ok := invoice.element(invoice.at("discounts"), raw); ok {
-			expanded = append(expanded, discount)
+	for _, entry := range invoice.list("discounts") {
+		if entry.IsObject() {
+			expanded = append(expanded, object{report: invoice.report, path: invoice.at("discounts"), value: entry})
 		}
 	}
 	return discountsOf(expanded)
@@ -209,7 +209,7 @@ func readInvoiceLines(invoice object) (items []*ordergatev1.LineItem) {
 	// What is wrong with a line does not make the sale unreadable.
 	reading := &report{event: invoice.event}
 	invoice.report = reading
-	if shapeOf(invoice.fields["lines"]) != "an object" {
+	if !invoice.field("lines").IsObject() {
 		return nil
 	}
 	list, _ := invoice.object("lines")

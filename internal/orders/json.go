@@ -1,11 +1,9 @@
 package orders
 
 import (
-	"bytes"
-	"encoding/json"
 	"fmt"
-	"regexp"
 	"slices"
+	"strconv"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -16,8 +14,8 @@ import (
 // set, and one of an unexpected type is not set and gives a warning. Only where
 // a wrong value could send goods or misstate a sum does reading fail.
 //
-// encoding/json replaces bytes that are not UTF-8 with U+FFFD, so every string
-// read here can go into a protobuf message.
+// rawjson, like encoding/json, replaces bytes that are not UTF-8 with U+FFFD, so
+// every string read here can go into a protobuf message.
 
 // report collects what could not be read.
 type report struct {
@@ -63,13 +61,17 @@ func (r *report) all() []string {
 // fields: reading it sets nothing and warns of nothing.
 type object struct {
 	*report
-	path   string
-	fields map[string]json.RawMessage
+	path  string
+	value rawjson.Value
 }
+
+// field returns a field as it is.
+func (o object) field(key string) rawjson.Value { return o.value.Get(key) }
 
 // shapeOf names the type of a JSON value, with an article: "a string", "null",
 // or "absent" when there is no value.
-func shapeOf(raw json.RawMessage) string {
+func shapeOf(v rawjson.Value) string {
+	raw := v.Raw()
 	if len(raw) == 0 {
 		return "absent"
 	}
@@ -89,9 +91,9 @@ func shapeOf(raw json.RawMessage) string {
 	}
 }
 
-func isNothing(raw json.RawMessage) bool {
-	shape := shapeOf(raw)
-	return shape == "absent" || shape == "null"
+func isNothing(v rawjson.Value) bool {
+	raw := v.Raw()
+	return len(raw) == 0 || raw[0] == 'n'
 }
 
 // at returns the path of a field, for warnings.
@@ -102,57 +104,71 @@ func (o object) at(key string) string {
 	return o.path + "." + key
 }
 
-func (o object) has(key string) bool { return !isNothing(o.fields[key]) }
+func (o object) has(key string) bool { return !isNothing(o.field(key)) }
 
 // wrong warns that a field is not what was expected, if it is anything at all.
-func (o object) wrong(key string) {
-	if raw := o.fields[key]; !isNothing(raw) {
-		o.warn(o.at(key), "is "+shapeOf(raw))
+func (o object) wrong(key string, v rawjson.Value) {
+	if !isNothing(v) {
+		o.warn(o.at(key), "is "+shapeOf(v))
 	}
 }
 
 // object reads an object. ok is false when there is none.
 func (o object) object(key string) (_ object, ok bool) {
 	child := object{report: o.report, path: o.at(key)}
-	if shapeOf(o.fields[key]) != "an object" {
-		o.wrong(key)
+	v := o.field(key)
+	if !v.IsObject() {
+		o.wrong(key, v)
 		return child, false
 	}
-	child.fields, ok = rawjson.ValidObject(o.fields[key])
-	return child, ok
+	child.value = v
+	return child, true
 }
 
 // text reads a string.
 func (o object) text(key string) (s string) {
-	s, ok := rawjson.ValidString(o.fields[key])
+	v := o.field(key)
+	s, ok := v.Text()
 	if !ok {
-		o.wrong(key)
+		o.wrong(key, v)
 	}
 	return s
 }
 
 // boolean reads a boolean. Anything else fails the event.
 func (o object) boolean(key string) *bool {
-	if !o.has(key) {
+	v := o.field(key)
+	switch string(v.Raw()) {
+	case "", "null":
+		return nil
+	case "true":
+		return new(true)
+	case "false":
+		return new(false)
+	default:
+		o.fail(o.at(key), "is "+shapeOf(v)+", not a boolean")
 		return nil
 	}
-	var b bool
-	if json.Unmarshal(o.fields[key], &b) != nil {
-		o.fail(o.at(key), "is "+shapeOf(o.fields[key])+", not a boolean")
-		return nil
+}
+
+// integer reads a whole number, written as one. It is 0 and ok is false when the
+// field is anything else.
+func (o object) integer(key string) (n int64, ok bool) {
+	n, err := strconv.ParseInt(string(o.field(key).Raw()), 10, 64)
+	if err != nil {
+		return 0, false // and not the number that is nearest
 	}
-	return &b
+	return n, true
 }
 
 // amount reads an amount of money in minor units. One that is not a whole
 // number fails the event: it must not be guessed.
 func (o object) amount(key string) *int64 {
-	if !o.has(key) {
-		return nil
-	}
-	var n int64
-	if json.Unmarshal(o.fields[key], &n) != nil {
-		o.fail(o.at(key), "is not a whole number of minor units")
+	n, ok := o.integer(key)
+	if !ok {
+		if o.has(key) {
+			o.fail(o.at(key), "is not a whole number of minor units")
+		}
 		return nil
 	}
 	return &n
@@ -185,9 +201,9 @@ func (o object) amountOf(key string) *int64 {
 
 // number reads a whole number that nothing depends on.
 func (o object) number(key string) (n int64) {
-	if o.has(key) && json.Unmarshal(o.fields[key], &n) != nil {
+	n, ok := o.integer(key)
+	if !ok && o.has(key) {
 		o.warn(o.at(key), "is not a whole number")
-		return 0
 	}
 	return n
 }
@@ -197,12 +213,11 @@ const maxTime = 253402300799 // 9999-12-31T23:59:59Z
 
 // time reads a time in seconds since 1970.
 func (o object) time(key string) *timestamppb.Timestamp {
-	if !o.has(key) {
-		return nil
-	}
-	var n int64
-	if json.Unmarshal(o.fields[key], &n) != nil || n <= 0 || n > maxTime {
-		o.warn(o.at(key), "is not a time")
+	n, ok := o.integer(key)
+	if !ok || n <= 0 || n > maxTime {
+		if o.has(key) {
+			o.warn(o.at(key), "is not a time")
+		}
 		return nil
 	}
 	return &timestamppb.Timestamp{Seconds: n}
@@ -212,22 +227,48 @@ func (o object) time(key string) *timestamppb.Timestamp {
 // object itself (https://docs.stripe.com/api/expanding_objects). The object is
 // the zero object when only its id is there.
 func (o object) expandable(key string) (id string, expanded object) {
-	if shapeOf(o.fields[key]) == "an object" {
+	if o.field(key).IsObject() {
 		expanded, _ = o.object(key)
 		return expanded.text("id"), expanded
 	}
 	return o.text(key), object{report: o.report}
 }
 
-// idShape is the shape of the ids that become part of a subject or a key in the
-// log. Stripe's own ids fit; ids that a shop may choose (a coupon's) need not.
-var idShape = regexp.MustCompile(`^[A-Za-z0-9_]{1,200}$`)
+// isID reports whether s has the shape of the ids that become part of a subject or
+// a key in the log: up to 200 letters, digits and underscores. Stripe's own ids fit;
+// ids that a shop may choose (a coupon's) need not.
+func isID(s string) bool {
+	return madeOf(s, 200, func(c byte) bool {
+		return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '_'
+	})
+}
+
+// isConstant reports whether s has the shape of Stripe's own constants, which may
+// be logged.
+func isConstant(s string) bool {
+	return madeOf(s, 40, func(c byte) bool { return 'a' <= c && c <= 'z' || c == '_' })
+}
+
+// isCurrency reports whether s has the shape of Stripe's currency codes.
+func isCurrency(s string) bool {
+	return len(s) == 3 && madeOf(s, 3, func(c byte) bool { return 'a' <= c && c <= 'z' })
+}
+
+// madeOf reports whether s is of such bytes, of 1 to most of them.
+func madeOf(s string, most int, such func(byte) bool) bool {
+	for i := range len(s) {
+		if !such(s[i]) {
+			return false
+		}
+	}
+	return 1 <= len(s) && len(s) <= most
+}
 
 // reference reads the id of an expandable field that must be one of Stripe's
 // own.
 func (o object) reference(key string) string {
 	id, _ := o.expandable(key)
-	if id != "" && !idShape.MatchString(id) {
+	if id != "" && !isID(id) {
 		o.warn(o.at(key), "is not a Stripe id")
 		return ""
 	}
@@ -241,64 +282,56 @@ func (o object) reference(key string) string {
 const maxEntries = 100
 
 // list reads a list as it is.
-func (o object) list(key string) (raws []json.RawMessage) {
-	if shapeOf(o.fields[key]) != "an array" {
-		o.wrong(key)
+func (o object) list(key string) (list []rawjson.Value) {
+	v := o.field(key)
+	if !v.IsArray() {
+		o.wrong(key, v)
 		return nil
 	}
-	entries := json.NewDecoder(bytes.NewReader(o.fields[key]))
-	entries.Token() // the bracket
-	for entries.More() {
-		var raw json.RawMessage
-		if len(raws) == maxEntries || entries.Decode(&raw) != nil {
+	for entry := range v.Elements() {
+		if len(list) == maxEntries {
 			o.fail(o.at(key), fmt.Sprintf("has more than %d entries", maxEntries))
 			return nil
 		}
-		raws = append(raws, raw)
-	}
-	return raws
-}
-
-// objects reads a list of objects.
-func (o object) objects(key string) (list []object) {
-	for i, raw := range o.list(key) {
-		path := fmt.Sprintf("%s[%d]", o.at(key), i)
-		child, ok := o.element(path, raw)
-		if !ok {
-			o.warn(path, "is "+shapeOf(raw))
-			continue
-		}
-		list = append(list, child)
+		list = append(list, entry)
 	}
 	return list
 }
 
-// element reads an object of a list. ok is false when it is not an object.
-func (o object) element(path string, raw json.RawMessage) (_ object, ok bool) {
-	child := object{report: o.report, path: path}
-	child.fields, ok = rawjson.ValidObject(raw)
-	return child, ok
+// objects reads a list of objects.
+func (o object) objects(key string) (list []object) {
+	for i, entry := range o.list(key) {
+		path := fmt.Sprintf("%s[%d]", o.at(key), i)
+		if !entry.IsObject() {
+			o.warn(path, "is "+shapeOf(entry))
+			continue
+		}
+		list = append(list, object{report: o.report, path: path, value: entry})
+	}
+	return list
 }
 
 // texts reads key–value pairs that are all strings.
 func (o object) texts(key string) map[string]string {
 	pairs, _ := o.object(key)
-	if len(pairs.fields) > maxEntries {
-		o.fail(o.at(key), fmt.Sprintf("has more than %d entries", maxEntries))
-		return nil
-	}
-	wrong := 0
-	texts := make(map[string]string, len(pairs.fields))
-	for name, raw := range pairs.fields {
-		var s string
-		if shapeOf(raw) != "a string" || json.Unmarshal(raw, &s) != nil {
-			wrong++
-			continue
+	texts := map[string]string{}
+	wrong := map[string]bool{}
+	for name, value := range pairs.value.Members() {
+		// Of several with one name, the last counts.
+		if s, ok := value.Text(); ok {
+			texts[name] = s
+			delete(wrong, name)
+		} else {
+			wrong[name] = true
+			delete(texts, name)
 		}
-		texts[name] = s
+		if len(texts)+len(wrong) > maxEntries {
+			o.fail(o.at(key), fmt.Sprintf("has more than %d entries", maxEntries))
+			return nil
+		}
 	}
-	if wrong > 0 {
-		o.warn(o.at(key), fmt.Sprintf("has %d values that are not strings", wrong))
+	if len(wrong) > 0 {
+		o.warn(o.at(key), fmt.Sprintf("has %d values that are not strings", len(wrong)))
 	}
 	return texts
 }

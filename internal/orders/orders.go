@@ -241,10 +241,10 @@ func Erased(o *ordergatev1.Order) bool {
 // merge adds a snapshot to an order and returns the sum and how far its money
 // got. It leaves the line items and all that facts.decide writes to its caller.
 func merge(current *ordergatev1.Order, s *sale) (*ordergatev1.Order, payment) {
-	high, low := proto.CloneOf(s.order), proto.CloneOf(current)
-	if low == nil {
-		low = &ordergatev1.Order{}
+	if current == nil {
+		return proto.CloneOf(s.order), s.payment
 	}
+	high, low := proto.CloneOf(s.order), proto.CloneOf(current)
 	if !leads(s, current) {
 		high, low = low, high
 	}

@@ -2,6 +2,7 @@ package orders
 
 import (
 	"fmt"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -92,6 +93,7 @@ func TestParseFails(t *testing.T) {
 		{"object unnamed", object(`{"object":{"id":"cs_1","payment_status":"paid"}}`), "data.object.object"},
 		{"session without id", object(`{"object":{"object":"checkout.session","payment_status":"paid"}}`), "data.object.id"},
 		{"session id with a star", object(`{"object":{"object":"checkout.session","id":"cs.*","payment_status":"paid"}}`), "data.object.id"},
+		{"too many pairs that are no strings", object(`{"object":{"object":"checkout.session","id":"cs_1","payment_status":"paid","metadata":{` + numbers(101) + `}}}`), "data.object.metadata"},
 		{"session id too long", object(`{"object":{"object":"checkout.session","id":"` + strings.Repeat("c", 201) + `","payment_status":"paid"}}`), "data.object.id"},
 		{"session livemode a number", completed(isPaid + `,"livemode":1`), "data.object.livemode"},
 		{"unknown mode", completed(`,"mode":"lottery","payment_status":"paid"`), `mode is "lottery"`},
@@ -235,6 +237,8 @@ func TestDetails(t *testing.T) {
 		{"total_details of another shape", `,"total_details":"none"`, &ordergatev1.Order{}, "total_details is a string"},
 		{"metadata with a number", `,"metadata":{"a":"1","b":2,"c":null}`,
 			&ordergatev1.Order{Metadata: map[string]string{"a": "1"}}, "metadata has 2 values that are not strings"},
+		{"metadata with the same names", `,"metadata":{` + strings.Repeat(`"a":1,"c":"1",`, 100) + `"b":"1","\u0061":"2","c":3}`,
+			&ordergatev1.Order{Metadata: map[string]string{"a": "2", "b": "1"}}, "metadata has 1 values that are not strings"},
 		{"metadata of another shape", `,"metadata":[]`, &ordergatev1.Order{}, "metadata is an array"},
 		{"customer details of another shape", `,"customer_details":"Ada"`, &ordergatev1.Order{}, "customer_details is a string"},
 		{"a billing address of another shape", `,"customer_details":{"name":"Ada","phone":7,"address":"X"}`,
@@ -279,6 +283,40 @@ func TestDetails(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// numbers are n members of an object, each a number.
+func numbers(n int) string {
+	var members []string
+	for i := range n {
+		members = append(members, fmt.Sprintf(`"k%d":%d`, i, i))
+	}
+	return strings.Join(members, ",")
+}
+
+// TestShapes checks against regular expressions, which say the same more slowly.
+func TestShapes(t *testing.T) {
+	for _, shape := range []struct {
+		is   func(string) bool
+		want string
+	}{
+		{isID, `^[A-Za-z0-9_]{1,200}$`},
+		{isConstant, `^[a-z_]{1,40}$`},
+		{isCurrency, `^[a-z]{3}$`},
+	} {
+		want := regexp.MustCompile(shape.want)
+		check := func(s string) {
+			if shape.is(s) != want.MatchString(s) {
+				t.Errorf("%s of %q: %v", shape.want, s, shape.is(s))
+			}
+		}
+		for n := range 202 {
+			check(strings.Repeat("a", n))
+		}
+		for c := range 256 {
+			check("a" + string([]byte{byte(c)}) + "a")
+		}
 	}
 }
 

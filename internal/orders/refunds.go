@@ -138,7 +138,7 @@ func (s refundSum) show(o *ordergatev1.Order) {
 	if s.back == 0 {
 		if o.GetAmounts() != nil {
 			o.Amounts.Refunded = nil
-			if proto.Equal(o.Amounts, &ordergatev1.Amounts{}) {
+			if proto.Size(o.Amounts) == 0 {
 				o.Amounts = nil
 			}
 		}

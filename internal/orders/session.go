@@ -2,7 +2,6 @@ package orders
 
 import (
 	"fmt"
-	"regexp"
 	"slices"
 
 	"google.golang.org/protobuf/proto"
@@ -141,8 +140,8 @@ func sessionPayment(eventType string, session object) (_ payment, problem string
 
 // shown returns a value that may be shown: one of Stripe's constants.
 func shown(o object, key string) string {
-	if shapeOf(o.fields[key]) != "a string" {
-		return shapeOf(o.fields[key])
+	if shape := shapeOf(o.field(key)); shape != "a string" {
+		return shape
 	}
 	return fmt.Sprintf("%.40q", o.text(key))
 }
@@ -168,7 +167,7 @@ func readBillingAddress(parent object, key string) *ordergatev1.Address {
 		parent.warn(parent.path, problem)
 		return nil
 	}
-	if proto.Equal(address, &ordergatev1.Address{}) {
+	if proto.Size(address) == 0 {
 		return nil // Stripe sends an address of nulls when it has none.
 	}
 	return address
@@ -200,13 +199,11 @@ func readAmounts(session object) *ordergatev1.Amounts {
 		Tax:      details.amount("amount_tax"),
 		Discount: details.amount("amount_discount"),
 	}
-	if proto.Equal(a, &ordergatev1.Amounts{}) {
+	if proto.Size(a) == 0 {
 		return nil
 	}
 	return a
 }
-
-var currencyShape = regexp.MustCompile(`^[a-z]{3}$`)
 
 // readCurrency fails where the currency cannot be read: an amount means nothing
 // without it.
@@ -215,7 +212,7 @@ func readCurrency(session object) string {
 		return ""
 	}
 	currency := session.text("currency")
-	if !currencyShape.MatchString(currency) {
+	if !isCurrency(currency) {
 		session.fail(session.at("currency"), "is not a currency code of three lower-case letters")
 		return ""
 	}
@@ -241,9 +238,6 @@ func discountsOf(list []object) (discounts []*ordergatev1.Discount) {
 	return discounts
 }
 
-// constantShape is the shape of Stripe's own constants, which may be logged.
-var constantShape = regexp.MustCompile(`^[a-z_]{1,40}$`)
-
 // readCustomFields reads the answers to the shop's own questions. The answer is
 // the `value` of an object that is named like the field's type
 // (https://docs.stripe.com/payments/checkout/custom-fields).
@@ -251,7 +245,7 @@ func readCustomFields(session object) (fields []*ordergatev1.CustomField) {
 	for _, f := range session.objects("custom_fields") {
 		label, _ := f.object("label")
 		kind := f.text("type")
-		if !constantShape.MatchString(kind) || !f.has(kind) && !slices.Contains([]string{"text", "numeric", "dropdown"}, kind) {
+		if !isConstant(kind) || !f.has(kind) && !slices.Contains([]string{"text", "numeric", "dropdown"}, kind) {
 			f.warn(f.path, "is of a type that this version does not know: the answer is not read")
 			kind = ""
 		}

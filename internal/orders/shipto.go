@@ -76,7 +76,7 @@ func first(a, b string) string {
 // Since 2025-03-31.basil none of them has a phone.
 func shipToPlaces(session object) []place {
 	var newest place
-	switch shape := shapeOf(session.fields["collected_information"]); shape {
+	switch shape := shapeOf(session.field("collected_information")); shape {
 	case "an object":
 		collected, _ := session.object("collected_information")
 		newest = readPlace(collected, "shipping_details")
@@ -91,7 +91,7 @@ func readPlace(parent object, key string) (p place) {
 	if !parent.has(key) {
 		return place{}
 	}
-	if shape := shapeOf(parent.fields[key]); shape != "an object" {
+	if shape := shapeOf(parent.field(key)); shape != "an object" {
 		return place{problem: parent.at(key) + " is " + shape}
 	}
 	shipping, _ := parent.object(key)
@@ -117,11 +117,11 @@ func blank(texts ...string) bool {
 // shipped to. problem then says what is wrong with it.
 func readAddress(parent object, key string) (_ *ordergatev1.Address, problem string) {
 	address := &ordergatev1.Address{}
-	raw := parent.fields[key]
-	if isNothing(raw) {
+	v := parent.field(key)
+	if isNothing(v) {
 		return address, ""
 	}
-	if shape := shapeOf(raw); shape != "an object" {
+	if shape := shapeOf(v); shape != "an object" {
 		return nil, "has an address that is " + shape
 	}
 	fields, _ := parent.object(key)
@@ -136,10 +136,12 @@ func readAddress(parent object, key string) (_ *ordergatev1.Address, problem str
 		{"postal_code", &address.PostalCode},
 		{"country", &address.Country},
 	} {
-		if shape := shapeOf(fields.fields[part.key]); fields.has(part.key) && shape != "a string" {
-			return nil, "has an address whose " + part.key + " is " + shape
+		v := fields.field(part.key)
+		text, ok := v.Text()
+		if !ok && !isNothing(v) {
+			return nil, "has an address whose " + part.key + " is " + shapeOf(v)
 		}
-		*part.text = fields.text(part.key)
+		*part.text = text
 	}
 	return address, ""
 }
@@ -153,8 +155,8 @@ func signOfShipping(session object) string {
 		}
 	}
 	// A list that is empty says nothing; one that is not a list might say all.
-	if raw := session.fields["shipping_options"]; !isNothing(raw) &&
-		(shapeOf(raw) != "an array" || len(session.list("shipping_options")) > 0) {
+	if v := session.field("shipping_options"); !isNothing(v) &&
+		(!v.IsArray() || len(session.list("shipping_options")) > 0) {
 		return "shipping_options"
 	}
 	return ""

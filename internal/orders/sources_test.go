@@ -136,6 +136,7 @@ func TestOddFollowUps(t *testing.T) {
 		warning   string
 	}{
 		{story{"charge.dispute.created", `"id":"dp_1","payment_intent":"pi_1","amount":"much","reason":"No Reason!","status":7`}, hold, "amount is not a whole number|reason is not one of Stripe's words|status is a number|taken for open"},
+		{story{"charge.dispute.created", `"id":"dp_1","payment_intent":"pi_1","amount":9223372036854775808,"status":"lost"`}, cancel, "amount is not a whole number"},
 		{refund("refund.created", "re_1", 4200, "on_its_way"), cancel, "taken for pending"},
 		{story{"refund.created", `"id":"re_1","payment_intent":"pi_1","amount":4200,"currency":"eur","status":null`}, cancel, ""},
 		{review("closed", "prv_1", `"open":false,"closed_reason":"something_new"`), hold, ""},
@@ -158,6 +159,11 @@ func TestOddFollowUps(t *testing.T) {
 		}
 		if test.event.typ == "refund.failed" && c.Order.GetRefunds()[0].GetState() != ordergatev1.RefundState_REFUND_STATE_FAILED {
 			t.Errorf("a refund that failed is %v", c.Order.GetRefunds())
+		}
+		for _, d := range c.Order.GetDisputes() {
+			if d.GetAmount() != 0 {
+				t.Errorf("an amount that cannot be read is %d", d.GetAmount())
+			}
 		}
 		if len(wants) == 0 && len(c.Warnings) > 0 {
 			t.Errorf("%s: warnings %q, want none", test.event.typ, c.Warnings)

@@ -3,7 +3,7 @@ package stripehook
 import (
 	"errors"
 	"fmt"
-	"regexp"
+	"strings"
 
 	"github.com/ordergate/ordergate/internal/rawjson"
 )
@@ -12,15 +12,27 @@ import (
 // a usable id and type.
 var ErrUnreadable = errors.New("not a readable Stripe event")
 
-var (
-	// An event id becomes part of a subject of the log: nothing but letters,
-	// digits and underscores may be in it.
-	eventIDShape   = regexp.MustCompile(`^evt_[A-Za-z0-9_]{1,200}$`)
-	eventTypeShape = regexp.MustCompile(`^[A-Za-z0-9_.\[\]-]{1,200}$`)
-)
+// ValidEventID reports whether a string has the shape of an event's id: `evt_` and
+// up to 200 letters, digits and underscores. An event id becomes part of a subject
+// of the log: nothing else may be in it.
+func ValidEventID(id string) bool {
+	rest, ok := strings.CutPrefix(id, "evt_")
+	return ok && made(rest, "_")
+}
 
-// ValidEventID reports whether a string has the shape of an event's id.
-func ValidEventID(id string) bool { return eventIDShape.MatchString(id) }
+func validEventType(name string) bool { return made(name, "_.[]-") }
+
+// made reports whether a string is made of letters, digits and these others, 1 to
+// 200 of them.
+func made(s, others string) bool {
+	for i := range len(s) {
+		c := s[i]
+		if letter := c | 0x20; (letter < 'a' || letter > 'z') && (c < '0' || c > '9') && strings.IndexByte(others, c) < 0 {
+			return false
+		}
+	}
+	return 1 <= len(s) && len(s) <= 200
+}
 
 // Envelope is what an event says about itself, whatever it is about.
 type Envelope struct {
@@ -51,40 +63,36 @@ const thinObject = "v2.core.event"
 // ReadEnvelope reads the envelope of an event, thin or snapshot. An error
 // wraps ErrUnreadable.
 func ReadEnvelope(body []byte) (Envelope, error) {
-	members, ok := rawjson.Object(body)
-	if !ok {
+	event, ok := rawjson.Parse(body)
+	if !ok || !event.IsObject() {
 		return Envelope{}, fmt.Errorf("%w: it is not a JSON object", ErrUnreadable)
 	}
 	e := Envelope{
-		ID:         text(members["id"]),
-		Type:       text(members["type"]),
-		APIVersion: text(members["api_version"]),
-		Account:    text(members["account"]),
-		Livemode:   string(members["livemode"]) == "true",
-		Thin:       text(members["object"]) == thinObject,
+		ID:         text(event.Get("id")),
+		Type:       text(event.Get("type")),
+		APIVersion: text(event.Get("api_version")),
+		Account:    text(event.Get("account")),
+		Livemode:   string(event.Get("livemode").Raw()) == "true",
+		Thin:       text(event.Get("object")) == thinObject,
 	}
-	if !eventIDShape.MatchString(e.ID) {
+	if !ValidEventID(e.ID) {
 		return Envelope{}, fmt.Errorf("%w: id %.40q is not an event id", ErrUnreadable, e.ID)
 	}
-	if !eventTypeShape.MatchString(e.Type) {
+	if !validEventType(e.Type) {
 		return Envelope{}, fmt.Errorf("%w: type %.40q is not an event type", ErrUnreadable, e.Type)
 	}
-	about := "data"
+	about := event.Get("data").Get("object")
 	if e.Thin {
-		e.Account, about = text(members["context"]), "related_object"
+		e.Account, about = text(event.Get("context")), event.Get("related_object")
 	}
 	// The object of some types has no id (balance): that is not an error here.
-	object, _ := rawjson.ValidObject(members[about])
-	if !e.Thin {
-		object, _ = rawjson.ValidObject(object["object"])
-	}
-	e.ObjectID = text(object["id"])
+	e.ObjectID = text(about.Get("id"))
 	return e, nil
 }
 
 // text reads a string. Anything else is empty: only the id and the type are needed
 // to store an event.
-func text(raw []byte) string {
-	s, _ := rawjson.ValidString(raw)
+func text(v rawjson.Value) string {
+	s, _ := v.Text()
 	return s
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -192,6 +193,31 @@ func TestReadEnvelope(t *testing.T) {
 				t.Fatalf("got %+v, %v; want %+v", got, err, tt.want)
 			}
 		})
+	}
+}
+
+// TestShapes checks against regular expressions, which say the same more slowly.
+func TestShapes(t *testing.T) {
+	for _, shape := range []struct {
+		is           func(string) bool
+		prefix, want string
+	}{
+		{ValidEventID, "evt_", `^evt_[A-Za-z0-9_]{1,200}$`},
+		{validEventType, "", `^[A-Za-z0-9_.\[\]-]{1,200}$`},
+	} {
+		want := regexp.MustCompile(shape.want)
+		check := func(s string) {
+			if shape.is(s) != want.MatchString(s) {
+				t.Errorf("%s of %q: %v", shape.want, s, shape.is(s))
+			}
+		}
+		for n := range 202 {
+			check(strings.Repeat("a", n))
+			check(shape.prefix + strings.Repeat("a", n))
+		}
+		for c := range 256 {
+			check(shape.prefix + string([]byte{byte(c)}))
+		}
 	}
 }
 
