@@ -6,8 +6,12 @@ import (
 	"time"
 )
 
-// gatherTime is how long a group of several gathers.
-const gatherTime = 2 * time.Millisecond
+const (
+	// crowd is how many waiters are many, behind whom the next group gathers for
+	// gatherTime.
+	crowd      = 16
+	gatherTime = 2 * time.Millisecond
+)
 
 // flusher lets one flush to disk cover everything that waits for one.
 type flusher struct {
@@ -61,18 +65,18 @@ func (f *flusher) begin() *flushGroup {
 // run flushes whenever somebody waits, until ctx ends or a flush fails. Whoever
 // still waits then is left waiting: they watch the engine's death too.
 //
-// While many wait, the next group is given a moment to gather: a write that comes
+// While a crowd waits, the next group is given a moment to gather: a write that comes
 // while the disk flushes is held up by that, and fewer flushes cost everybody less.
-// Who is alone waits for nothing but the disk.
+// A few wait for nothing but the disk.
 func (f *flusher) run(ctx context.Context) {
-	crowd := false
+	crowded := false
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-f.wake:
 		}
-		if crowd {
+		if crowded {
 			select {
 			case <-ctx.Done():
 				return
@@ -80,7 +84,7 @@ func (f *flusher) run(ctx context.Context) {
 			}
 		}
 		g := f.begin()
-		crowd = g.waiters > 1
+		crowded = g.waiters >= crowd
 		covered := f.written()
 		began := time.Now()
 		g.err = f.sync()

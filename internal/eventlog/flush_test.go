@@ -64,7 +64,7 @@ func TestFailedFlushMovesNothing(t *testing.T) {
 	}
 }
 
-// Who is alone is flushed for at once; behind a crowd, the next group gathers.
+// A few are flushed for at once; behind a crowd, the next group gathers.
 func TestCrowdGathers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var flushes []time.Duration
@@ -77,11 +77,11 @@ func TestCrowdGathers(t *testing.T) {
 			<-f.join().done
 		}
 		f.mu.Lock()
-		f.next = &flushGroup{done: make(chan struct{}), waiters: 3}
-		crowd := f.next
+		f.next = &flushGroup{done: make(chan struct{}), waiters: crowd}
+		many := f.next
 		f.mu.Unlock()
 		f.wake <- struct{}{}
-		<-crowd.done
+		<-many.done
 		<-f.join().done
 		<-f.join().done
 		stop()

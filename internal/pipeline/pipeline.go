@@ -56,6 +56,9 @@ const (
 	maxConflicts = 10
 	// parallel is how many orders the fast lane works on at a time.
 	parallel = 8
+	// maxFinishing is how many batches may wait for their flush while the next one
+	// is converted.
+	maxFinishing = 4
 	// maxSlow is how many events are in the slow lane at most.
 	maxSlow = 256
 	// lookupTimeout bounds the slow lane's questions about one event.
@@ -116,6 +119,7 @@ type Pipeline struct {
 	// the gateway was started. Set by Run.
 	replayed uint64
 
+	finishing errgroup.Group // batches that are being flushed
 	slow      sync.WaitGroup // events in the slow lane
 	slowSlots *semaphore.Weighted
 	items     itemReader
@@ -139,6 +143,7 @@ func New(cfg Config) *Pipeline {
 		itemsPause:    itemsPause,
 		backlogAge:    backlogAge,
 	}
+	p.finishing.SetLimit(maxFinishing)
 	p.measures = newMeasures(p, cfg.Metrics)
 	return p
 }
@@ -156,6 +161,7 @@ func (p *Pipeline) Run(ctx context.Context) error {
 	background.Go(func() { p.keepCursor(ctx) })
 	defer background.Wait()
 	defer p.slow.Wait()
+	defer p.finishing.Wait()
 	defer stop()
 	return p.Log.ConsumeInbox(ctx, p.handle)
 }
@@ -214,7 +220,8 @@ func (p *Pipeline) handle(ctx context.Context, batch []*eventlog.InboxMessage) {
 		})
 	}
 	group.Wait()
-	p.finish(ctx, done)
+	// The next batch need not wait for this one's flush.
+	p.finishing.Go(func() error { p.finish(ctx, done); return nil })
 }
 
 // goSlow moves an event to the slow lane, or has it come again when that is
