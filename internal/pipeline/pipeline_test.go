@@ -228,6 +228,7 @@ func TestReplayChangesNothing(t *testing.T) {
 	r.log.ConsumeInbox(ctx, func(ctx context.Context, batch []*eventlog.InboxMessage) {
 		r.pipeline.handle(ctx, batch)
 		r.pipeline.handle(ctx, batch)
+		r.pipeline.finishing.Wait()
 		if n += len(batch); n == 4 {
 			stop()
 		}
@@ -261,6 +262,7 @@ func TestNothingIsAckedBeforeTheFlush(t *testing.T) {
 			}
 		}
 		r.pipeline.handle(ctx, batch)
+		r.pipeline.finishing.Wait()
 		broken.Store(false)
 		if deliveries.Load() >= 2 {
 			stop()
