@@ -43,6 +43,9 @@ const (
 	Erasing BucketName = "erasing"
 )
 
+// entryTimeout is how long the next entry of a bucket may take to come.
+const entryTimeout = 3 * time.Second
+
 // HeldOrdersAge is how long HeldOrders keeps an entry that is not refreshed.
 const HeldOrdersAge = 90 * 24 * time.Hour
 
@@ -310,24 +313,9 @@ func (b Bucket) purge(ctx context.Context, keys string) error {
 }
 
 // Keys returns all keys, oldest entry first.
-func (b Bucket) Keys(ctx context.Context) ([]string, error) {
-	_, kv, err := b.open()
-	if err != nil {
-		return nil, err
-	}
-	lister, err := kv.ListKeys(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("%w: list %s: %w", ErrUnavailable, b.name, err)
-	}
-	defer lister.Stop()
-	var keys []string
-	for key := range lister.Keys() {
-		keys = append(keys, key)
-	}
-	if ctx.Err() != nil {
-		return nil, fmt.Errorf("%w: list %s: %w", ErrUnavailable, b.name, ctx.Err())
-	}
-	return keys, nil
+func (b Bucket) Keys(ctx context.Context) (keys []string, err error) {
+	err = b.entries(ctx, ">", func(entry jetstream.KeyValueEntry) error { keys = append(keys, entry.Key()); return nil }, jetstream.MetaOnly())
+	return keys, err
 }
 
 // Entries hands each key that matches a pattern (NATS's subject wildcards) and its
@@ -355,22 +343,29 @@ func (b Bucket) Refresh(ctx context.Context, age time.Duration) error {
 	})
 }
 
-func (b Bucket) entries(ctx context.Context, pattern string, each func(jetstream.KeyValueEntry) error) error {
+func (b Bucket) entries(ctx context.Context, pattern string, each func(jetstream.KeyValueEntry) error, options ...jetstream.WatchOpt) error {
 	e, kv, err := b.open()
 	if err != nil {
 		return err
 	}
 	ctx, cancel := e.alive(ctx)
 	defer cancel()
-	watcher, err := kv.Watch(ctx, pattern, jetstream.IgnoreDeletes())
+	watcher, err := kv.Watch(ctx, pattern, append(options, jetstream.IgnoreDeletes())...)
 	if err != nil {
 		return fmt.Errorf("%w: read %s: %w", ErrUnavailable, b.name, err)
 	}
 	defer watcher.Stop()
+	// The client waits for as many entries as there were when it began, also for
+	// those that are purged meanwhile.
+	silence := time.NewTimer(entryTimeout)
+	defer silence.Stop()
 	for {
+		silence.Reset(entryTimeout)
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("%w: read %s: %w", ErrUnavailable, b.name, context.Cause(ctx))
+		case <-silence.C:
+			return fmt.Errorf("%w: reading %s came to a halt: were entries removed meanwhile?", ErrUnavailable, b.name)
 		case entry, more := <-watcher.Updates():
 			switch {
 			case !more:
