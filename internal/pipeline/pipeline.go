@@ -19,12 +19,15 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -187,41 +190,49 @@ type result struct {
 // order after each other. One flush covers the whole batch.
 func (p *Pipeline) handle(ctx context.Context, batch []*eventlog.InboxMessage) {
 	results := make([]*result, len(batch))
-	var reading errgroup.Group
-	reading.SetLimit(runtime.GOMAXPROCS(0))
 	for i, message := range batch {
 		results[i] = &result{stored: &message.StoredEvent, message: message, deliveries: message.Deliveries}
-		reading.Go(func() error { p.read(results[i]); return nil })
 	}
-	reading.Wait()
+	each(results, runtime.GOMAXPROCS(0), p.read)
 	families := map[string][]*result{}
 	for _, r := range results {
-		families[r.family()] = append(families[r.family()], r)
+		family := r.family()
+		families[family] = append(families[family], r)
 	}
 	var (
 		mu   sync.Mutex
 		done []*result
 	)
-	var group errgroup.Group
-	group.SetLimit(parallel)
-	for _, family := range families {
-		group.Go(func() error {
-			for _, r := range family {
-				p.convert(ctx, r)
-				if errors.Is(r.err, errAskStripe) {
-					p.goSlow(ctx, r)
-					continue
-				}
-				mu.Lock()
-				done = append(done, r)
-				mu.Unlock()
+	each(slices.Collect(maps.Values(families)), parallel, func(family []*result) {
+		for _, r := range family {
+			p.convert(ctx, r)
+			if errors.Is(r.err, errAskStripe) {
+				p.goSlow(ctx, r)
+				continue
 			}
-			return nil
-		})
-	}
-	group.Wait()
+			mu.Lock()
+			done = append(done, r)
+			mu.Unlock()
+		}
+	})
 	// The next batch need not wait for this one's flush.
 	p.finishing.Go(func() error { p.finish(ctx, done); return nil })
+}
+
+// each has a number of goroutines do what is to be done with the parts of a batch.
+func each[T any](parts []T, goroutines int, do func(T)) {
+	var (
+		next    atomic.Int64
+		workers sync.WaitGroup
+	)
+	for range min(goroutines, len(parts)) {
+		workers.Go(func() {
+			for i := next.Add(1) - 1; i < int64(len(parts)); i = next.Add(1) - 1 {
+				do(parts[i])
+			}
+		})
+	}
+	workers.Wait()
 }
 
 // goSlow moves an event to the slow lane, or has it come again when that is
