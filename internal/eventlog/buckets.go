@@ -194,8 +194,6 @@ func (p Putting) Wait(ctx context.Context) error {
 	if p.err != nil {
 		return p.err
 	}
-	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
-	defer cancel()
 	if _, err := p.sent.wait(ctx); err != nil {
 		return p.e.writeError(err)
 	}

@@ -42,9 +42,8 @@ const (
 	// probeBytes is more than the events that are under way may need.
 	probeBytes = 256 << 10
 	// requestTimeout bounds one request to the engine whose caller gave no
-	// deadline. After publishTimeout nothing is kept of one that nobody waits for.
+	// deadline.
 	requestTimeout = 10 * time.Second
-	publishTimeout = 2 * requestTimeout
 	// orderBytes is the room an order event may take beyond a raw event.
 	orderBytes = 1 << 20
 	// headerBytes is the room for a message's headers.
@@ -240,7 +239,7 @@ func (e *engine) start(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return err
 	}
-	e.js, err = jetstream.New(e.conn, jetstream.WithDefaultTimeout(requestTimeout), jetstream.WithPublishAsyncMaxPending(maxPublishing), jetstream.WithPublishAsyncTimeout(publishTimeout))
+	e.js, err = jetstream.New(e.conn, jetstream.WithDefaultTimeout(requestTimeout), jetstream.WithPublishAsyncMaxPending(maxPublishing))
 	return err
 }
 

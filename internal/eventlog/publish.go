@@ -28,6 +28,11 @@ func (e *engine) publish(stream string, msg *nats.Msg) (publishing, error) {
 // wait returns the message's sequence once it is written. An error is the engine's,
 // or says that it is not known whether it will be.
 func (p publishing) wait(ctx context.Context) (sequence uint64, err error) {
+	if _, bounded := ctx.Deadline(); !bounded {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, requestTimeout)
+		defer cancel()
+	}
 	select {
 	case ack := <-p.future.Ok():
 		p.e.wroteTo(p.stream, ack.Sequence)
@@ -43,8 +48,6 @@ func (p publishing) wait(ctx context.Context) (sequence uint64, err error) {
 
 // write publishes a message and waits until it is written.
 func (e *engine) write(ctx context.Context, stream string, msg *nats.Msg) (sequence uint64, err error) {
-	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
-	defer cancel()
 	sent, err := e.publish(stream, msg)
 	if err != nil {
 		return 0, err

@@ -154,22 +154,26 @@ func (h *handler) receive(w http.ResponseWriter, r *http.Request, began time.Tim
 func (h *handler) store(ctx context.Context, event stripehook.Envelope, secret stripehook.Secret, body []byte) (outcome string, _ *refusal) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), appendTimeout)
 	defer cancel()
-	logger := h.Logger.With("type", event.Type, "event", event.ID, "livemode", event.Livemode, "secret", secret)
+	log := func(level slog.Level, args ...any) {
+		h.Logger.With("type", event.Type, "event", event.ID, "livemode", event.Livemode, "secret", secret).Log(ctx, level, "event", args...)
+	}
 	duplicate, err := h.Inbox.AppendInbox(ctx, eventlog.RawEvent{ID: event.ID, Body: body, SecretLabel: secret.Label()})
 	if err != nil {
 		return "", &refusal{http.StatusServiceUnavailable, "unavailable", "the event could not be stored; send it again", fmt.Errorf("event %s (%s): %w", event.ID, event.Type, err),
 			"the disk of the data directory: its space, its health, and the lines before this one; Stripe sends the event again"}
 	}
 	if duplicate {
-		logger.Info("event", "outcome", "DUPLICATE")
+		log(slog.LevelInfo, "outcome", "DUPLICATE")
 		return "duplicate", nil
 	}
 	if event.Thin {
-		logger.Warn("event", "outcome", "THIN", "check", "thin events carry no order: at Stripe, create the event destination with the payload style Snapshot")
+		log(slog.LevelWarn, "outcome", "THIN", "check", "thin events carry no order: at Stripe, create the event destination with the payload style Snapshot")
 		return "thin", nil
 	}
 	// The pipeline logs what becomes of the event, in one line.
-	logger.Debug("event", "outcome", "STORED", "object", event.ObjectID)
+	if h.Logger.Enabled(ctx, slog.LevelDebug) {
+		log(slog.LevelDebug, "outcome", "STORED", "object", event.ObjectID)
+	}
 	return "stored", nil
 }
 
