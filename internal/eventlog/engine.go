@@ -97,7 +97,7 @@ type engine struct {
 func openEngine(ctx context.Context, cfg Config) (_ *engine, err error) {
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
-	e := &engine{logger: cfg.Logger, dir: cfg.Dir, sync: cfg.Sync, streams: map[string]uint64{}, advanced: make(chan struct{}), reads: semaphore.NewWeighted(maxReads)}
+	e := &engine{logger: cfg.Logger, dir: cfg.Dir, sync: cfg.Sync, streams: map[string]uint64{}, advanced: make(chan struct{}), reads: semaphore.NewWeighted(maxReads), tail: tail{loaded: make(chan struct{})}}
 	e.dead, e.fail = context.WithCancelCause(context.Background())
 	e.flusher = newFlusher(e.syncWithNote, e.newestWritten, e.advance, func(err error) { e.fail(fmt.Errorf("flush to disk: %w", err)) })
 	e.flusher.flushed = cfg.measures.flushed

@@ -2,6 +2,7 @@ package eventlog
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -14,6 +15,9 @@ const (
 	// long after they were stored.
 	tailBytes = 16 << 20
 	tailAge   = time.Hour
+	// loadTimeout is how long readers wait for the tail after an opening, before they
+	// read for themselves.
+	loadTimeout = 3 * time.Second
 	// tailBatch and tailBatchBytes bound what the engine sends ahead to the tail.
 	tailBatch, tailBatchBytes = 1000, 16 << 20
 )
@@ -22,7 +26,8 @@ const (
 // who come back to it: the engine is asked for each of them once. Events get there
 // when they are written, and are shown by the frontier, when they are on disk.
 type tail struct {
-	age time.Duration
+	age    time.Duration
+	loaded chan struct{} // closed when what was there at the opening is there
 
 	mu sync.Mutex
 	// records are all events behind the sequence from, up to to.
@@ -39,6 +44,22 @@ func (t *tail) begin(after uint64, age time.Duration) {
 		t.age = min(t.age, age)
 	}
 	t.records, t.from, t.to, t.bytes = nil, after, after, 0
+}
+
+// await returns when the tail is loaded, unless it does not reach behind a sequence.
+func (t *tail) await(ctx context.Context, after uint64) error {
+	t.mu.Lock()
+	reaches := after >= t.from
+	t.mu.Unlock()
+	if !reaches {
+		return nil
+	}
+	select {
+	case <-t.loaded:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // behind returns events behind the sequence after, up to last, as ReadOrders does.
@@ -106,6 +127,11 @@ func (e *engine) follow(ctx context.Context, state jetstream.StreamState, age ti
 	if err != nil {
 		return err
 	}
+	loaded := sync.OnceFunc(func() { close(e.tail.loaded) })
+	time.AfterFunc(loadTimeout, loaded)
+	if info := consumer.CachedInfo(); info != nil && info.NumPending == 0 {
+		loaded()
+	}
 	following, err := consumer.Consume(func(msg jetstream.Msg) {
 		place, err := msg.Metadata()
 		if err != nil { // it is of no stream
@@ -113,6 +139,9 @@ func (e *engine) follow(ctx context.Context, state jetstream.StreamState, age ti
 		}
 		e.tail.add(orderRecord(msg.Subject(), place.Sequence.Stream, place.Timestamp, msg.Headers(), msg.Data()))
 		e.arrive(place.Sequence.Stream)
+		if place.NumPending == 0 {
+			loaded()
+		}
 	}, jetstream.PullMaxMessagesWithBytesLimit(tailBatch, tailBatchBytes), jetstream.ConsumeErrHandler(func(_ jetstream.ConsumeContext, err error) {
 		if e.dead.Err() == nil {
 			e.logger.Warn("following the order events was interrupted; going on", "error", err)
@@ -136,6 +165,9 @@ func tailEvents(state jetstream.StreamState) uint64 {
 // readNewest reads durable events behind the sequence after: the newest ones from
 // memory.
 func (e *engine) readNewest(ctx context.Context, after uint64, limit int) (records []*OrderRecord, next uint64, err error) {
+	if err := e.tail.await(ctx, after); err != nil {
+		return nil, 0, fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
 	frontier, _ := e.durable()
 	if records, next, ok := e.tail.behind(after, frontier, limit); ok {
 		return records, next, nil

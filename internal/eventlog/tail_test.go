@@ -161,10 +161,12 @@ func TestTailAfterOpening(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	waitFor(t, func() bool {
-		_, _, ok := e.tail.behind(0, 5, 10)
-		return ok
-	})
+	if got := readIDs(t, l, 0); len(got) != 5 {
+		t.Errorf("read %v", got)
+	}
+	if _, _, ok := e.tail.behind(0, 5, 10); !ok {
+		t.Error("who reads at once does not wait for the tail")
+	}
 	if err := e.orders.DeleteMsg(deadline(t), 5); err != nil { // the newest, so that nothing tells the tail
 		t.Fatal(err)
 	}
