@@ -90,6 +90,7 @@ func (e *engine) openBucket(ctx context.Context, name BucketName, age time.Durat
 			Subjects:          []string{keySubject(name, ">")},
 			MaxMsgsPerSubject: 1,
 			MaxAge:            age,
+			Duplicates:        duplicates,
 			Storage:           jetstream.FileStorage,
 			Discard:           jetstream.DiscardNew,
 			AllowRollup:       true,

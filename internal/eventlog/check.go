@@ -78,8 +78,8 @@ type checker struct {
 
 // check returns what of the acknowledged is not there.
 //
-// After a clean end only the blocks are read that were written to since; the
-// others may be read later.
+// After a clean end only streams are read that were written to since; the others
+// may be read later.
 func (c *checker) check() error {
 	for _, name := range slices.Sorted(maps.Keys(c.note.Streams)) {
 		if err := c.checkStream(name, c.note.Streams[name]); err != nil {
@@ -110,7 +110,10 @@ func (c *checker) checkStream(name string, s *streamNote) error {
 		return err
 	}
 	if c.untouched {
-		return c.checkChanged(name, files)
+		changed, err := c.changed(name, files)
+		if err != nil || !changed {
+			return err
+		}
 	}
 	return c.checkBlocks(name, s, files)
 }
@@ -188,28 +191,18 @@ func blockFiles(stream string) (files []blockFile, err error) {
 	return files, nil
 }
 
-// checkChanged reads the blocks that somebody wrote to after a clean end.
-func (c *checker) checkChanged(name string, files []blockFile) error {
+// changed reports whether somebody wrote to one of the blocks after a clean end.
+func (c *checker) changed(name string, files []blockFile) (bool, error) {
 	for _, file := range files {
 		info, err := os.Stat(file.path)
 		if err != nil {
-			return err
+			return false, err
 		}
-		if _, _, keyErr := c.keyOf(name, file); info.ModTime().Before(c.note.At) && keyErr == nil {
-			continue
-		}
-		b, err := c.readBlock(name, file)
-		if err != nil {
-			return err
-		}
-		if b.problem != "" {
-			c.damage("%s: %s", file.path, b.problem)
-		}
-		if b.keyless {
-			c.useless = append(c.useless, file.path)
+		if _, _, keyErr := c.keyOf(name, file); keyErr != nil || !info.ModTime().Before(c.note.At) {
+			return true, nil
 		}
 	}
-	return nil
+	return false, nil
 }
 
 // checkBlocks reads all blocks of a stream. Records that cannot be read are of

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -31,6 +32,10 @@ const (
 
 	// openedKey is written in the bucket State whenever the log is opened.
 	openedKey = "opened"
+
+	// duplicates is the shortest window there is of the engine's own deduplication, by
+	// ids that no message has: at an opening it reads the messages of a whole window.
+	duplicates = 100 * time.Millisecond
 
 	// openTimeout bounds the recovery of the streams at start.
 	openTimeout = 5 * time.Minute
@@ -113,8 +118,10 @@ func openEngine(ctx context.Context, cfg Config) (_ *engine, err error) {
 	if err := cfg.Sync(); err != nil {
 		return nil, fmt.Errorf("flush the data directory: %w", err)
 	}
-	if err := dropPageCache(cfg.Dir); err != nil {
-		return nil, fmt.Errorf("drop the page cache of the data directory: %w", err)
+	if !e.untouched { // a flush may have failed: what is in memory need not be on disk
+		if err := dropPageCache(cfg.Dir); err != nil {
+			return nil, fmt.Errorf("drop the page cache of the data directory: %w", err)
+		}
 	}
 	if err := e.checkFiles(cfg); err != nil {
 		return nil, err
@@ -147,6 +154,8 @@ func openEngine(ctx context.Context, cfg Config) (_ *engine, err error) {
 	if e.untouched {
 		e.background.Go(func() { e.checkRest(cfg.key) })
 	}
+	// Recovering the streams leaves as much garbage as it keeps.
+	e.background.Go(debug.FreeOSMemory)
 	return e, nil
 }
 
@@ -290,6 +299,7 @@ func (e *engine) createStreams(ctx context.Context, cfg Config) error {
 // the configuration.
 func (e *engine) ensureStream(ctx context.Context, asIs bool, cfg jetstream.StreamConfig) (jetstream.Stream, error) {
 	cfg.Storage = jetstream.FileStorage
+	cfg.Duplicates = duplicates
 	cfg.Retention = jetstream.LimitsPolicy
 	cfg.Replicas = 1
 	stream, err := e.js.Stream(ctx, cfg.Name)
@@ -302,14 +312,14 @@ func (e *engine) ensureStream(ctx context.Context, asIs bool, cfg jetstream.Stre
 	}
 	existing := stream.CachedInfo().Config
 	changed := existing
-	changed.AllowDirect = cfg.AllowDirect
+	changed.AllowDirect, changed.Duplicates = cfg.AllowDirect, cfg.Duplicates
 	if changed.MaxBytes = cfg.MaxBytes; cfg.MaxBytes == 0 {
 		changed.MaxBytes = -1 // as the engine has it
 	}
 	if cfg.Name != ordersStream || cfg.MaxAge == 0 || existing.MaxAge != 0 && cfg.MaxAge > existing.MaxAge {
 		changed.MaxAge = cfg.MaxAge // else KeepOrders does, once it is known what must be kept
 	}
-	if changed.MaxAge == existing.MaxAge && changed.MaxBytes == existing.MaxBytes && changed.AllowDirect == existing.AllowDirect {
+	if changed.MaxAge == existing.MaxAge && changed.MaxBytes == existing.MaxBytes && changed.AllowDirect == existing.AllowDirect && changed.Duplicates == existing.Duplicates {
 		return stream, nil
 	}
 	return e.js.UpdateStream(ctx, changed)
