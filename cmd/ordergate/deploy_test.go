@@ -13,7 +13,7 @@ func TestDeployNamesRealSettings(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	settings := map[string]bool{}
+	settings := map[string]bool{"--help": true}
 	for _, command := range parser.Model.Children {
 		if command.Name != "serve" {
 			continue
