@@ -4,8 +4,8 @@
 // error; and that it refuses what it must refuse, with a message that helps.
 //
 // It is a program of Helm's packages, and not the helm command, because that takes
-// twice as long to build and knows nothing of Kubernetes' types. It is a module of its own: what Helm needs
-// clashes with the other tools.
+// twice as long to build and knows nothing of Kubernetes' types. It is a module of
+// its own, so that Helm's many dependencies do not move those of the other tools.
 package main
 
 import (
