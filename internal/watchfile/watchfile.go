@@ -74,9 +74,19 @@ func readFile(path string) ([]byte, error) {
 
 // WarnIfShared tells the log when what others must not see, or change, is in a
 // file, or a directory, that they can read or write.
+//
+// A file of root's may be read by its group: so Kubernetes hands over a Secret, and
+// systemd a credential, and so root keeps a file that the gateway must not change.
 func WarnIfShared(logger *slog.Logger, what, path string) {
 	info, err := os.Stat(path)
-	if err != nil || info.Mode().Perm()&0o077 == 0 {
+	if err != nil {
+		return
+	}
+	tooMuch := os.FileMode(0o077)
+	if info.Mode().IsRegular() && os.Geteuid() != 0 && ownedByRoot(info) {
+		tooMuch = 0o037
+	}
+	if info.Mode().Perm()&tooMuch == 0 {
 		return
 	}
 	mend := "chmod 600 " + path

@@ -107,3 +107,20 @@ func TestReadProblems(t *testing.T) {
 		t.Error("a missing file is read")
 	}
 }
+
+// Only what others can see or change is warned of. What root hands over is tried
+// in .ci/image, which has another user.
+func TestWarnIfShared(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "secret")
+	write(t, path, "x")
+	for mode, want := range map[os.FileMode]bool{0o600: false, 0o400: false, 0o640: true, 0o604: true, 0o660: true} {
+		if err := os.Chmod(path, mode); err != nil {
+			t.Fatal(err)
+		}
+		var log bytes.Buffer
+		WarnIfShared(slog.New(slog.NewTextHandler(&log, nil)), "the secret", path)
+		if got := strings.Contains(log.String(), "chmod 600"); got != want {
+			t.Errorf("mode %v: %q, want a warning: %v", mode, log.String(), want)
+		}
+	}
+}
