@@ -13,7 +13,7 @@ import (
 const (
 	// tailBytes bounds what is kept of the newest order events, and tailAge for how
 	// long after they were stored.
-	tailBytes = 16 << 20
+	tailBytes = 32 << 20
 	tailAge   = time.Hour
 	// loadTimeout is how long readers wait for the tail after an opening, before they
 	// read for themselves.

@@ -59,7 +59,7 @@ func TestReadersShareTheTail(t *testing.T) {
 // The tail is bounded, and keeps nothing of what was erased.
 func TestTailIsBounded(t *testing.T) {
 	l := openLog(t, testConfig(t))
-	note := make([]byte, 100_000)
+	note := make([]byte, 200_000)
 	for i := range note {
 		note[i] = 'x'
 	}
