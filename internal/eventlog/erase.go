@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -112,6 +113,10 @@ func (l *Log) EraseOrderEvents(ctx context.Context, orderID string, below uint64
 		records, err := l.OrderEvents(ctx, orderID, 0, eraseBatch)
 		if err != nil {
 			return erased, err
+		}
+		// What is still on its way into the tail would be there afterwards.
+		if err := e.tail.await(ctx, math.MaxUint64); err != nil {
+			return erased, fmt.Errorf("%w: %w", ErrUnavailable, err)
 		}
 		e.tail.forget(orderID, below)
 		done := true
