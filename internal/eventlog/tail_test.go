@@ -120,7 +120,7 @@ func TestTailHasNoHole(t *testing.T) {
 // However many read the past at once, nobody is cut off for it.
 func TestCrowdOfReaders(t *testing.T) {
 	l := openLog(t, testConfig(t))
-	const events, readers = 300, 300
+	const events, readers = 300, 100
 	last := uint64(0)
 	for i := range events {
 		event := orderEvent("cs_1", int64(i+1))
