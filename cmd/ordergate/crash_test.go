@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -206,6 +207,7 @@ type crashing struct {
 	t                    *testing.T
 	dir                  string
 	ingress, grpc, admin string
+	command              string    // empty is ordergate
 	args                 []string  // beside the usual
 	stderr               io.Writer // of the gateway; nil is the test's output
 	process              *exec.Cmd
@@ -213,7 +215,7 @@ type crashing struct {
 
 // launch starts the gateway, and does not wait for it.
 func (g *crashing) launch() {
-	g.process = exec.Command("ordergate", "serve", "--data-dir", filepath.Join(g.dir, "data"),
+	g.process = exec.Command(cmp.Or(g.command, "ordergate"), "serve", "--data-dir", filepath.Join(g.dir, "data"),
 		"--ingress-addr", g.ingress, "--grpc-addr", g.grpc, "--admin-addr", g.admin, "--stripe-webhook-secret", crashSecret)
 	g.process.Args = append(g.process.Args, g.args...)
 	g.process.Dir, g.process.Stderr = g.dir, g.stderr

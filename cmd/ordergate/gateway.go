@@ -84,6 +84,13 @@ func prepare(cfg config.Config, metrics prometheus.Registerer, logger *slog.Logg
 	return p, errors.Join(cfg.Check(), secretsErr, stripeErr, accessErr, keysErr, ingressKeysErr, encryptionErr, errors.Join(proxyProblems...))
 }
 
+// ofLogs is what is not among the settings of how the log is opened. Only
+// TestCollection changes it, for gateways whose logs are kept.
+var ofLogs struct {
+	heldOrdersAge time.Duration
+	probeBytes    int
+}
+
 // logConfig says how the log is to be opened.
 func logConfig(cfg config.Config, keys eventlog.Keys, logger *slog.Logger) eventlog.Config {
 	return eventlog.Config{
@@ -96,6 +103,8 @@ func logConfig(cfg config.Config, keys eventlog.Keys, logger *slog.Logger) event
 		Keys:           keys,
 		AcceptDamage:   cfg.AcceptDamage,
 		Logger:         logger,
+		HeldOrdersAge:  ofLogs.heldOrdersAge,
+		ProbeBytes:     ofLogs.probeBytes,
 	}
 }
 

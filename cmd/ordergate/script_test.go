@@ -24,7 +24,11 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"ordergate": main})
+	testscript.Main(m, map[string]func(){
+		"ordergate":           main,
+		"ordergate-collected": collectedBy(main),
+		"ordergate-erasing":   collectedBy(eraseAndDie),
+	})
 }
 
 // patience bounds everything that a script waits for.

@@ -1,6 +1,7 @@
 package eventlog
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -60,7 +61,7 @@ func bucketAges(cfg Config) map[BucketName]time.Duration {
 
 		Subscriptions: 0,
 		Places:        0,
-		HeldOrders:    HeldOrdersAge,
+		HeldOrders:    cmp.Or(cfg.HeldOrdersAge, HeldOrdersAge),
 		State:         0,
 		Erasing:       0,
 	}

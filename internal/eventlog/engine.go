@@ -1,12 +1,14 @@
 package eventlog
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"math"
 	"runtime/debug"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -26,9 +28,6 @@ const (
 	// metadataID is the stream metadata that identifies the log: resume tokens
 	// are bound to it.
 	metadataID = "ordergate.id"
-	// metadataFormat is the version of what the messages hold.
-	metadataFormat = "ordergate.format"
-	format         = "1"
 
 	// openedKey is written in the bucket State whenever the log is opened.
 	openedKey = "opened"
@@ -135,7 +134,7 @@ func openEngine(ctx context.Context, cfg Config) (_ *engine, err error) {
 	if err := e.checkStates(cfg); err != nil {
 		return nil, err
 	}
-	if err := e.probe(ctx); err != nil {
+	if err := e.probe(ctx, cmp.Or(cfg.ProbeBytes, probeBytes)); err != nil {
 		return nil, fmt.Errorf("write to the log: %w", err)
 	}
 	if err := e.finishErasing(ctx); err != nil {
@@ -161,10 +160,10 @@ func openEngine(ctx context.Context, cfg Config) (_ *engine, err error) {
 
 // probe writes something: with a full disk, everything else about opening
 // works.
-func (e *engine) probe(ctx context.Context) error {
+func (e *engine) probe(ctx context.Context, size int) error {
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
-	_, err := e.buckets[State].Put(ctx, openedKey, make([]byte, probeBytes))
+	_, err := e.buckets[State].Put(ctx, openedKey, make([]byte, size))
 	if health := e.health(); health != nil {
 		return health
 	}
@@ -287,9 +286,6 @@ func (e *engine) createStreams(ctx context.Context, cfg Config) error {
 		return err
 	}
 	info := e.orders.CachedInfo()
-	if v := info.Config.Metadata[metadataFormat]; v != format {
-		return fmt.Errorf("the log was written in format %q, this version reads %q: use the version of ordergate that wrote it", v, format)
-	}
 	e.id = info.Config.Metadata[metadataID]
 	e.written, e.arrived = info.State.LastSeq, info.State.LastSeq
 	return nil
@@ -305,10 +301,16 @@ func (e *engine) ensureStream(ctx context.Context, asIs bool, cfg jetstream.Stre
 	stream, err := e.js.Stream(ctx, cfg.Name)
 	switch {
 	case errors.Is(err, jetstream.ErrStreamNotFound):
-		cfg.Metadata = map[string]string{metadataID: nuid.Next(), metadataFormat: format}
+		cfg.Metadata = map[string]string{metadataID: nuid.Next(), metadataFormat: strconv.Itoa(format)}
 		return e.js.CreateStream(ctx, cfg)
-	case err != nil || asIs:
-		return stream, err
+	case err != nil:
+		return nil, err
+	}
+	if err := readable(stream.CachedInfo().Config.Metadata); err != nil { // checkFormat has looked, as far as it could
+		return nil, fmt.Errorf("stream %s %w", cfg.Name, err)
+	}
+	if asIs {
+		return stream, nil
 	}
 	existing := stream.CachedInfo().Config
 	changed := existing

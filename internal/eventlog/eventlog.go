@@ -79,6 +79,11 @@ type Config struct {
 	// Sync replaces the flush to disk, in tests that must make it fail. Nil is
 	// the real one.
 	Sync func() error
+	// HeldOrdersAge and ProbeBytes replace for how long HeldOrders keeps an entry
+	// (HeldOrdersAge), and how much is written to see that the disk has room, for
+	// logs that tests keep: these grow old, and must be small. 0 is as usual.
+	HeldOrdersAge time.Duration
+	ProbeBytes    int
 
 	measures *measures        // set by Open
 	key      string           // of the log, once it is open
@@ -139,6 +144,9 @@ func Open(ctx context.Context, cfg Config) (_ *Log, err error) {
 	cfg.measures = newMeasures(cfg.Metrics)
 	watchfile.WarnIfShared(cfg.Logger, "the data directory", cfg.Dir)
 	if cfg.key, err = openKey(cfg.Dir, cfg.Keys, cfg.Logger); err != nil {
+		return nil, err
+	}
+	if err := checkFormat(cfg.Dir, cfg.key); err != nil {
 		return nil, err
 	}
 	e, err := openEngine(ctx, cfg)

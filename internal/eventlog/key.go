@@ -20,7 +20,8 @@ const (
 	// keyFile holds the log's own key, sealed with that of the configuration.
 	keyFile   = "KEY"
 	keyHeader = "# The key of this log, sealed with the one that --encryption-key-file names. Without this file nothing here can be read.\n"
-	keyFormat = "ordergate-key-1 "
+	keyName   = "ordergate-key-"
+	keyFormat = keyName + "1 "
 	saltSize  = 16
 	// minKeyLength is of 24 random bytes in base64.
 	minKeyLength = 32
@@ -78,12 +79,18 @@ func openKey(dir string, keys Keys, logger *slog.Logger) (string, error) {
 	case keys.current == "":
 		return "", fmt.Errorf("%w is missing: %s is encrypted: give the file with its key with --encryption-key-file", ErrKey, dir)
 	}
+	if strings.Contains(string(sealed), keyName) && !strings.Contains(string(sealed), keyFormat) {
+		return "", fmt.Errorf("%w is kept in a way that this version of ordergate does not know: use the version that wrote %s", ErrKey, path)
+	}
 	key, err := unseal(string(sealed), keys.current)
 	if err == nil {
 		return key, nil
 	}
 	if keys.previous != "" {
 		if key, previousErr := unseal(string(sealed), keys.previous); previousErr == nil {
+			if err := checkFormat(dir, key); err != nil {
+				return "", err
+			}
 			if err := writeKey(dir, key, keys.current); err != nil {
 				return "", err
 			}

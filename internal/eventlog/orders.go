@@ -300,7 +300,8 @@ func (r *OrderRecord) decodeHeader(header string) {
 	kind, rest, _ := strings.Cut(header, ",")
 	livemode, rest, _ := strings.Cut(rest, ",")
 	directive, rest, _ := strings.Cut(rest, ",")
-	country, account, _ := strings.Cut(rest, ",")
+	country, rest, _ := strings.Cut(rest, ",")
+	account, _, _ := strings.Cut(rest, ",") // later versions may have more
 	number := func(text string) int32 {
 		n, _ := strconv.ParseInt(text, 10, 32)
 		return int32(n)

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
@@ -272,7 +273,8 @@ func (e *erasure) eraseEvents(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
-			if status.Outcome == Pending {
+			// Of an event about an erased order nothing more can come.
+			if status.Outcome == Pending && !slices.Contains(e.report.Orders, status.OrderID) {
 				e.report.Pending++
 				continue
 			}

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
 	"github.com/ordergate/ordergate/internal/eventlog"
 	"github.com/ordergate/ordergate/internal/sample"
 )
@@ -69,6 +70,28 @@ func (r *rig) outcome(eventID string) Outcome {
 		r.t.Fatal(err)
 	}
 	return status.Outcome
+}
+
+// An earlier event that still waits for its order does not keep the events of another
+// one from being erased.
+func TestEraseBehindAWaitingEvent(t *testing.T) {
+	r := newRig(t, nil)
+	r.storeAll(r.scenario("refunded")[1]) // its sale never comes
+	erika := of("Erika Musterfrau", "Erika.M@example.com", r.scenario("paid"))
+	r.storeAll(erika...)
+	id := erika[0].OrderID
+	r.running(func() {
+		r.await(id, func(*ordergatev1.Order) bool { return true })
+		if report := r.erase(Selection{OrderIDs: []string{id}}); report.Pending > 0 || report.Events == 0 {
+			t.Errorf("report %+v", report)
+		}
+		for _, event := range erika {
+			awaitValue(r, func() (bool, bool) { return true, r.outcome(event.ID) == Erased })
+		}
+	})
+	if found := r.onDisk("Musterfrau", "rika.M@example.com"); len(found) > 0 {
+		t.Errorf("still on disk: %v", found)
+	}
 }
 
 // All of a customer goes, from the disk too; another's stays; and nothing that
