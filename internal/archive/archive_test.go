@@ -228,3 +228,33 @@ func FuzzSnapshot(f *testing.F) {
 		}
 	})
 }
+
+// A manifest that says something else than what is there is refused, although its
+// digest fits.
+func TestManifestMustFit(t *testing.T) {
+	for name, end := range map[string]Contents{
+		"as it is":      {First: 1, Last: 1, Messages: 1, Bytes: 2},
+		"more messages": {First: 1, Last: 1, Messages: 2, Bytes: 2},
+		"another end":   {First: 1, Last: 2, Messages: 1, Bytes: 2},
+		"more bytes":    {First: 1, Last: 1, Messages: 1, Bytes: 3},
+	} {
+		var out bytes.Buffer
+		w, err := NewWriter(&out, Header{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Begin(Stream{Name: "a"}); err != nil {
+			t.Fatal(err)
+		}
+		s, err := NewSnapshotWriter(w, Contents{First: 1, Last: 1, Messages: 1}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(s.Write(&Message{Subject: "a", Sequence: 1, Time: 1, Payload: []byte("x")}), s.Close(), w.End(end), w.Close()); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, _, _, err := readAll(&out); name == "as it is" && err != nil || name != "as it is" && !errors.Is(err, ErrInvalid) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}

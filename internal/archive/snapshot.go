@@ -294,7 +294,7 @@ type blockWriter struct {
 
 func newBlockWriter(out io.Writer) *blockWriter {
 	b := &blockWriter{out: out}
-	b.encoder = s2.NewWriter(&b.chunks, s2.WriterUncompressed(), s2.WriterConcurrency(1))
+	b.encoder = s2.NewWriter(&b.chunks, s2.WriterUncompressed(), s2.WriterConcurrency(1), s2.WriterBlockSize(outBlock))
 	return b
 }
 

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -224,6 +225,8 @@ func Import(ctx context.Context, cfg Config, from io.Reader, progress Progress) 
 		return Figures{}, err
 	}
 	cfg.complete(dir)
+	var flushes failures
+	cfg.Sync = flushes.watch(cfg.Sync)
 	cfg.AsIs, cfg.AcceptDamage = true, false
 	cfg.InboxMaxAge, cfg.OrdersMaxAge, cfg.InboxMaxBytes, cfg.OrdersMaxBytes, cfg.MaxEventBytes = 0, 0, 0, 0, maxImported
 	defer func() {
@@ -258,10 +261,37 @@ func Import(ctx context.Context, cfg Config, from io.Reader, progress Progress) 
 	if err != nil {
 		return Figures{}, fmt.Errorf("open what was imported: %w", err)
 	}
+	if err := flushes.first(); err != nil { // at the end of an engine it is only a warning
+		return Figures{}, fmt.Errorf("flush to disk: %w", err)
+	}
 	if err := os.Remove(filepath.Join(cfg.Dir, unfinishedFile)); err != nil {
 		return Figures{}, err
 	}
 	return figures, dir.Sync()
+}
+
+// failures remembers whether a function ever failed.
+type failures struct {
+	mu  sync.Mutex
+	err error
+}
+
+func (f *failures) watch(do func() error) func() error {
+	return func() error {
+		err := do()
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if f.err == nil {
+			f.err = err
+		}
+		return err
+	}
+}
+
+func (f *failures) first() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.err
 }
 
 // useOnce opens an engine, counts what is there, and closes it in good order.
