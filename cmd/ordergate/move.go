@@ -111,7 +111,7 @@ func (m *importCommand) Run(ctx context.Context, c console) error {
 	if err != nil {
 		return err
 	}
-	in := c.stdin
+	var in io.Reader
 	if m.File == standardStream {
 		if telemetry.IsTerminal(c.stdin) {
 			return errors.New("the archive would come from the terminal: send a file or another program's output in, or name a file instead of -")
