@@ -351,7 +351,7 @@ func (r *Reader) text(length int, into any) error {
 func (r *Reader) take(p []byte) error {
 	_, err := io.ReadFull(r.in, p)
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-		return invalid("it is cut off")
+		return invalid("it is cut off: use another copy, or export again")
 	}
 	r.sum.Write(p)
 	return err
