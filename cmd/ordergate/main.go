@@ -48,6 +48,8 @@ type commands struct {
 	Events        eventsCommands        `cmd:"" help:"List the stored Stripe events, show one, or convert some again."`
 	Backfill      backfillCommand       `cmd:"" help:"Ask Stripe for events that were missed, and store them."`
 	Erase         eraseCommand          `cmd:"" help:"Erase, for good, what is stored about orders or customers."`
+	Export        exportCommand         `cmd:"" help:"Write all that a stopped gateway has stored to one file: to move house, or as a backup."`
+	Import        importCommand         `cmd:"" help:"Make a data directory from such a file, encrypted or not."`
 	Tokens        tokensCommands        `cmd:"" help:"Make tokens for those who may use the gateway."`
 	Version       versionCommand        `cmd:"" help:"Print the version."`
 }

@@ -80,23 +80,28 @@ func (e *engine) openBuckets(ctx context.Context, cfg Config) error {
 	return nil
 }
 
-// openBucket makes the stream of a bucket itself, as NATS's ADR-8 has it: the
-// ones that the client library makes can never let a value be overwritten.
+// bucketConfig is the stream of a bucket as NATS's ADR-8 has it: the ones that the
+// client library makes can never let a value be overwritten.
+func bucketConfig(name BucketName, age time.Duration) jetstream.StreamConfig {
+	return jetstream.StreamConfig{
+		Name:              bucketStream(name),
+		Subjects:          []string{keySubject(name, ">")},
+		MaxMsgsPerSubject: 1,
+		MaxAge:            age,
+		Duplicates:        duplicates,
+		Storage:           jetstream.FileStorage,
+		Replicas:          1,
+		Discard:           jetstream.DiscardNew,
+		AllowRollup:       true,
+		AllowDirect:       true,
+	}
+}
+
 func (e *engine) openBucket(ctx context.Context, name BucketName, age time.Duration, asIs bool) error {
 	stream, err := e.js.Stream(ctx, bucketStream(name))
 	switch {
 	case errors.Is(err, jetstream.ErrStreamNotFound):
-		stream, err = e.js.CreateStream(ctx, jetstream.StreamConfig{
-			Name:              bucketStream(name),
-			Subjects:          []string{keySubject(name, ">")},
-			MaxMsgsPerSubject: 1,
-			MaxAge:            age,
-			Duplicates:        duplicates,
-			Storage:           jetstream.FileStorage,
-			Discard:           jetstream.DiscardNew,
-			AllowRollup:       true,
-			AllowDirect:       true,
-		})
+		stream, err = e.js.CreateStream(ctx, bucketConfig(name, age))
 	case err == nil && !asIs && stream.CachedInfo().Config.MaxAge != age:
 		changed := stream.CachedInfo().Config
 		changed.MaxAge = age
@@ -180,7 +185,7 @@ func (b Bucket) Begin(key string, value []byte) Putting {
 	if err != nil {
 		return Putting{err: err}
 	}
-	if strings.ContainsAny(key, "*> \t\r\n") || key == "" {
+	if !storableKey(key) {
 		return Putting{err: fmt.Errorf("key %.40q cannot be stored", key)}
 	}
 	e.used[b.name].Store(true)
@@ -190,6 +195,8 @@ func (b Bucket) Begin(key string, value []byte) Putting {
 	}
 	return Putting{e, sent, err}
 }
+
+func storableKey(key string) bool { return key != "" && !strings.ContainsAny(key, "*> \t\r\n") }
 
 // Wait returns when the value is written.
 func (p Putting) Wait(ctx context.Context) error {

@@ -27,6 +27,7 @@ import (
 // anew whose description is gone. So its files are looked at before it is started.
 // The names and layouts are those of nats-server's filestore.go.
 const (
+	engineDir   = "jetstream"
 	account     = "$G"
 	metaName    = "meta.inf"
 	metaSumName = "meta.sum"
@@ -59,7 +60,7 @@ func damaged(dir string, problems []string) error {
 	return fmt.Errorf("%w: %s: %s; %s", ErrDamaged, dir, strings.Join(problems, "; "), damageMend)
 }
 
-func streamsDir(dir string) string { return filepath.Join(dir, "jetstream", account, "streams") }
+func streamsDir(dir string) string { return filepath.Join(dir, engineDir, account, "streams") }
 
 // checker looks at the files of a log that is not open.
 type checker struct {

@@ -99,8 +99,11 @@ type engine struct {
 // openEngine starts a server on what is really on the disk, and returns once
 // one flush has covered all that it recovered.
 func openEngine(ctx context.Context, cfg Config) (_ *engine, err error) {
-	ctx, cancel := context.WithTimeout(ctx, openTimeout)
-	defer cancel()
+	if cfg.restore == nil { // that takes as long as it takes
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, openTimeout)
+		defer cancel()
+	}
 	e := &engine{logger: cfg.Logger, dir: cfg.Dir, sync: cfg.Sync, streams: map[string]uint64{}, advanced: make(chan struct{}), reads: semaphore.NewWeighted(maxReads), tail: tail{loaded: make(chan struct{})}}
 	e.dead, e.fail = context.WithCancelCause(context.Background())
 	e.flusher = newFlusher(e.syncWithNote, e.newestWritten, e.advance, func(err error) { e.fail(fmt.Errorf("flush to disk: %w", err)) })
@@ -125,8 +128,13 @@ func openEngine(ctx context.Context, cfg Config) (_ *engine, err error) {
 	if err := e.checkFiles(cfg); err != nil {
 		return nil, err
 	}
-	if err := e.start(ctx, cfg); err != nil {
+	if err := e.start(cfg); err != nil {
 		return nil, fmt.Errorf("start the log's engine on %s: %w", cfg.Dir, err)
+	}
+	if cfg.restore != nil {
+		if err := cfg.restore(ctx, e); err != nil {
+			return nil, err
+		}
 	}
 	if err := e.createStreams(ctx, cfg); err != nil {
 		return nil, fmt.Errorf("open the log's streams: %w", err)
@@ -207,7 +215,7 @@ func (e *engine) alive(ctx context.Context) (context.Context, context.CancelFunc
 	return ctx, func() { stop(); cancel(nil) }
 }
 
-func (e *engine) start(ctx context.Context, cfg Config) error {
+func (e *engine) start(cfg Config) error {
 	options := &server.Options{
 		ServerName: "ordergate",
 		DontListen: true,
@@ -230,10 +238,9 @@ func (e *engine) start(ctx context.Context, cfg Config) error {
 	if e.server, err = server.NewServer(options); err != nil {
 		return err
 	}
-	e.server.SetLoggerV2(engineLogger{cfg.Logger.With("component", "nats")}, false, false, false)
+	e.server.SetLoggerV2(engineLogger{cfg.Logger.With("component", "nats"), cfg.restore != nil}, false, false, false)
 	e.server.Start() // recovers the streams before it returns
-	deadline, _ := ctx.Deadline()
-	if !e.server.ReadyForConnections(time.Until(deadline)) {
+	if !e.server.ReadyForConnections(openTimeout) {
 		return errors.New("it did not become ready")
 	}
 	if !e.server.JetStreamEnabled() {
@@ -253,30 +260,10 @@ func (e *engine) start(ctx context.Context, cfg Config) error {
 
 func (e *engine) createStreams(ctx context.Context, cfg Config) error {
 	var err error
-	e.inbox, err = e.ensureStream(ctx, cfg.AsIs, jetstream.StreamConfig{
-		Name:                 inboxStream,
-		Description:          "Raw Stripe events, once per event id",
-		Subjects:             []string{inboxSubject("*")},
-		MaxMsgsPerSubject:    1,
-		Discard:              jetstream.DiscardNew,
-		DiscardNewPerSubject: true,
-		MaxAge:               cfg.InboxMaxAge,
-		MaxBytes:             cfg.InboxMaxBytes,
-		AllowDirect:          true,
-	})
-	if err != nil {
+	if e.inbox, err = e.ensureStream(ctx, cfg.AsIs, inboxConfig(cfg)); err != nil {
 		return err
 	}
-	e.orders, err = e.ensureStream(ctx, cfg.AsIs, jetstream.StreamConfig{
-		Name:        ordersStream,
-		Description: "Order events, each with the whole order",
-		Subjects:    []string{orderSubject("*")},
-		Discard:     jetstream.DiscardNew,
-		MaxAge:      cfg.OrdersMaxAge,
-		MaxBytes:    cfg.OrdersMaxBytes,
-		AllowDirect: true,
-	})
-	if err != nil {
+	if e.orders, err = e.ensureStream(ctx, cfg.AsIs, ordersConfig(cfg)); err != nil {
 		return err
 	}
 	if err := e.forgetConverter(ctx); err != nil {
@@ -291,13 +278,43 @@ func (e *engine) createStreams(ctx context.Context, cfg Config) error {
 	return nil
 }
 
+func inboxConfig(cfg Config) jetstream.StreamConfig {
+	return jetstream.StreamConfig{
+		Name:                 inboxStream,
+		Description:          "Raw Stripe events, once per event id",
+		Subjects:             []string{inboxSubject("*")},
+		MaxMsgsPerSubject:    1,
+		Storage:              jetstream.FileStorage,
+		Retention:            jetstream.LimitsPolicy,
+		Replicas:             1,
+		Discard:              jetstream.DiscardNew,
+		DiscardNewPerSubject: true,
+		MaxAge:               cfg.InboxMaxAge,
+		Duplicates:           duplicates,
+		MaxBytes:             cfg.InboxMaxBytes,
+		AllowDirect:          true,
+	}
+}
+
+func ordersConfig(cfg Config) jetstream.StreamConfig {
+	return jetstream.StreamConfig{
+		Name:        ordersStream,
+		Description: "Order events, each with the whole order",
+		Subjects:    []string{orderSubject("*")},
+		Storage:     jetstream.FileStorage,
+		Retention:   jetstream.LimitsPolicy,
+		Replicas:    1,
+		Discard:     jetstream.DiscardNew,
+		MaxAge:      cfg.OrdersMaxAge,
+		Duplicates:  duplicates,
+		MaxBytes:    cfg.OrdersMaxBytes,
+		AllowDirect: true,
+	}
+}
+
 // ensureStream creates a stream, or brings what may change of an existing one to
 // the configuration.
 func (e *engine) ensureStream(ctx context.Context, asIs bool, cfg jetstream.StreamConfig) (jetstream.Stream, error) {
-	cfg.Storage = jetstream.FileStorage
-	cfg.Duplicates = duplicates
-	cfg.Retention = jetstream.LimitsPolicy
-	cfg.Replicas = 1
 	stream, err := e.js.Stream(ctx, cfg.Name)
 	switch {
 	case errors.Is(err, jetstream.ErrStreamNotFound):
@@ -448,10 +465,20 @@ func (e *engine) durable() (uint64, <-chan struct{}) {
 
 // engineLogger hands the server's log lines to slog. What the server calls
 // fatal is an error here: the process decides about its own end.
-type engineLogger struct{ logger *slog.Logger }
+type engineLogger struct {
+	logger    *slog.Logger
+	importing bool // what is worth a warning is in the import's error
+}
+
+func (l engineLogger) Warnf(format string, v ...any) {
+	if l.importing {
+		l.Debugf(format, v...)
+		return
+	}
+	l.logger.Warn(fmt.Sprintf(format, v...))
+}
 
 func (l engineLogger) Noticef(format string, v ...any) { l.logger.Debug(fmt.Sprintf(format, v...)) }
-func (l engineLogger) Warnf(format string, v ...any)   { l.logger.Warn(fmt.Sprintf(format, v...)) }
 func (l engineLogger) Errorf(format string, v ...any)  { l.logger.Error(fmt.Sprintf(format, v...)) }
 func (l engineLogger) Fatalf(format string, v ...any)  { l.logger.Error(fmt.Sprintf(format, v...)) }
 func (l engineLogger) Debugf(format string, v ...any)  { l.logger.Debug(fmt.Sprintf(format, v...)) }

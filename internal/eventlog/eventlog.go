@@ -51,6 +51,9 @@ var (
 	ErrLocked = errors.New("the data directory is in use")
 )
 
+// lockFile is locked by the process that uses the directory.
+const lockFile = "LOCK"
+
 // Config says where and how to keep the log.
 type Config struct {
 	// Dir is the data directory. It is created with mode 0700 when missing.
@@ -88,6 +91,9 @@ type Config struct {
 	measures *measures        // set by Open
 	key      string           // of the log, once it is open
 	wall     func() time.Time // replaces the clock on the wall, in tests
+
+	// restore fills the engine of a new log, before its streams are looked at.
+	restore func(context.Context, *engine) error
 }
 
 // Log is the open log. Its methods may be called from many goroutines.
@@ -110,38 +116,20 @@ type Log struct {
 // acknowledged can be read. It fails with ErrLocked when another process has
 // the directory open.
 func Open(ctx context.Context, cfg Config) (_ *Log, err error) {
-	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
-		return nil, fmt.Errorf("create the data directory: %w", err)
-	}
-	lock := flock.New(filepath.Join(cfg.Dir, "LOCK"), flock.SetPermissions(0o600))
-	locked, err := lock.TryLock()
+	lock, dir, err := holdDir(cfg.Dir)
 	if err != nil {
-		return nil, fmt.Errorf("lock the data directory %s: %w", cfg.Dir, err)
-	}
-	if !locked {
-		return nil, fmt.Errorf("%w: another ordergate runs on %s: stop it, or give this one a --data-dir of its own", ErrLocked, cfg.Dir)
-	}
-	defer func() {
-		if err != nil {
-			lock.Close()
-		}
-	}()
-	dir, err := os.Open(cfg.Dir)
-	if err != nil {
-		return nil, fmt.Errorf("open the data directory: %w", err)
+		return nil, err
 	}
 	defer func() {
 		if err != nil {
 			dir.Close()
+			lock.Close()
 		}
 	}()
-	if cfg.wall == nil {
-		cfg.wall = time.Now
+	if err := refuseUnfinished(cfg.Dir); err != nil {
+		return nil, err
 	}
-	if cfg.Sync == nil {
-		cfg.Sync = func() error { return syncFilesystem(dir) }
-	}
-	cfg.measures = newMeasures(cfg.Metrics)
+	cfg.complete(dir)
 	watchfile.WarnIfShared(cfg.Logger, "the data directory", cfg.Dir)
 	if cfg.key, err = openKey(cfg.Dir, cfg.Keys, cfg.Logger); err != nil {
 		return nil, err
@@ -160,6 +148,38 @@ func Open(ctx context.Context, cfg Config) (_ *Log, err error) {
 	}
 	go l.supervise(supervised, e)
 	return l, nil
+}
+
+// complete fills in what the caller left to the log.
+func (cfg *Config) complete(dir *os.File) {
+	if cfg.wall == nil {
+		cfg.wall = time.Now
+	}
+	if cfg.Sync == nil {
+		cfg.Sync = func() error { return syncFilesystem(dir) }
+	}
+	cfg.measures = newMeasures(cfg.Metrics)
+}
+
+// holdDir makes the directory where it is missing, and takes it for this process.
+func holdDir(name string) (*flock.Flock, *os.File, error) {
+	if err := os.MkdirAll(name, 0o700); err != nil {
+		return nil, nil, fmt.Errorf("create the data directory: %w", err)
+	}
+	lock := flock.New(filepath.Join(name, lockFile), flock.SetPermissions(0o600))
+	locked, err := lock.TryLock()
+	if err != nil {
+		return nil, nil, fmt.Errorf("lock the data directory %s: %w", name, err)
+	}
+	if !locked {
+		return nil, nil, fmt.Errorf("%w: another ordergate runs on %s: stop it, or give this one a --data-dir of its own", ErrLocked, name)
+	}
+	dir, err := os.Open(name)
+	if err != nil {
+		lock.Close()
+		return nil, nil, fmt.Errorf("open the data directory: %w", err)
+	}
+	return lock, dir, nil
 }
 
 // Close ends the log in order: what is being committed is committed, then the

@@ -147,14 +147,16 @@ func (l *Log) ConsumeInbox(ctx context.Context, handle func(context.Context, []*
 	}
 }
 
+var converterConfig = jetstream.ConsumerConfig{
+	Durable:       converterConsumer,
+	AckPolicy:     jetstream.AckExplicitPolicy,
+	AckWait:       inboxAckWait,
+	MaxAckPending: inboxWindow,
+	DeliverPolicy: jetstream.DeliverAllPolicy,
+}
+
 func (e *engine) consumeInbox(ctx context.Context, handle func(context.Context, []*InboxMessage)) error {
-	consumer, err := e.inbox.CreateOrUpdateConsumer(ctx, jetstream.ConsumerConfig{
-		Durable:       converterConsumer,
-		AckPolicy:     jetstream.AckExplicitPolicy,
-		AckWait:       inboxAckWait,
-		MaxAckPending: inboxWindow,
-		DeliverPolicy: jetstream.DeliverAllPolicy,
-	})
+	consumer, err := e.inbox.CreateOrUpdateConsumer(ctx, converterConfig)
 	if err != nil {
 		return err
 	}

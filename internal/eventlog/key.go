@@ -118,8 +118,8 @@ func newKey(dir string, keys Keys) (string, error) {
 	case keys.current == "":
 		return "", nil
 	case len(used) > 0:
-		return "", fmt.Errorf("%w is new, and %s is in plaintext: encryption begins with an empty directory: give another --data-dir and have `ordergate backfill` "+
-			"list what Stripe has (30 days), or start without --encryption-key-file", ErrKey, dir)
+		return "", fmt.Errorf("%w is new, and %s is in plaintext: encryption begins with an empty directory: `ordergate export` this one, and `ordergate import` "+
+			"into another with the key; or go on without --encryption-key-file", ErrKey, dir)
 	}
 	key := randomKey()
 	return key, writeKey(dir, key, keys.current)

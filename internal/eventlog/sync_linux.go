@@ -34,8 +34,11 @@ func DiskOf(dir string) (Disk, error) {
 // calls them clean: what is read afterwards must come from the disk.
 func dropPageCache(dir string) error {
 	return filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
-		if errors.Is(err, fs.ErrNotExist) || err == nil && !entry.Type().IsRegular() {
+		switch {
+		case errors.Is(err, fs.ErrNotExist), err == nil && !entry.Type().IsRegular():
 			return nil
+		case errors.Is(err, fs.ErrPermission) && entry.IsDir() && path != dir: // lost+found, of a new file system
+			return fs.SkipDir
 		}
 		if err != nil {
 			return err
