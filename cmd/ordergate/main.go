@@ -18,11 +18,21 @@ import (
 	"google.golang.org/grpc/grpclog"
 )
 
+// exitSignalled is what shells say of a process that Ctrl-C has ended.
+const exitSignalled = 130
+
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, stop := context.WithCancel(context.Background())
 	defer stop()
-	// A second signal ends the process at once.
-	context.AfterFunc(ctx, stop)
+	signals := make(chan os.Signal, 2) // the second one may come before the first is dealt with
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		<-signals
+		stop()
+		<-signals
+		fmt.Fprintln(os.Stderr, "ordergate: ended at once by a second signal")
+		os.Exit(exitSignalled)
+	}()
 	// grpc would write lines of its own beside the gateway's.
 	grpclog.SetLoggerV2(grpclog.NewLoggerV2(io.Discard, io.Discard, io.Discard))
 	if err := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr); err != nil {
