@@ -82,12 +82,12 @@ func (e *engine) export(ctx context.Context, to io.Writer, version string, progr
 	}
 	header := archive.Header{Version: version, Created: time.Now().UTC(), LogID: e.id}
 	names := slices.Sorted(maps.Keys(archivedStreams()))
+	before := map[string]*jetstream.StreamInfo{}
 	for _, name := range names {
-		info, err := e.infoOf(ctx, name)
-		if err != nil {
+		if before[name], err = e.infoOf(ctx, name); err != nil {
 			return Figures{}, err
 		}
-		header.Messages += info.State.Msgs
+		header.Messages += before[name].State.Msgs
 	}
 	out, err := archive.NewWriter(to, header)
 	if err != nil {
@@ -95,11 +95,7 @@ func (e *engine) export(ctx context.Context, to io.Writer, version string, progr
 	}
 	var done uint64
 	for _, name := range names {
-		before, err := e.infoOf(ctx, name)
-		if err != nil {
-			return Figures{}, err
-		}
-		metadata := before.Config.Metadata
+		metadata := before[name].Config.Metadata
 		if err := out.Begin(archive.Stream{Name: name, ID: metadata[metadataID], Format: metadata[metadataFormat]}); err != nil {
 			return Figures{}, err
 		}
@@ -113,8 +109,8 @@ func (e *engine) export(ctx context.Context, to io.Writer, version string, progr
 		}
 		// The engine leaves out what it cannot read. What went for its age meanwhile may
 		// be there or not.
-		if contents.Messages > before.State.Msgs || contents.Messages < after.State.Msgs {
-			return Figures{}, damaged(e.dir, []string{fmt.Sprintf("of %d messages in stream %s only %d can be read", before.State.Msgs, name, contents.Messages)})
+		if contents.Messages > before[name].State.Msgs || contents.Messages < after.State.Msgs {
+			return Figures{}, damaged(e.dir, []string{fmt.Sprintf("of %d messages in stream %s only %d can be read", before[name].State.Msgs, name, contents.Messages)})
 		}
 		if err := out.End(contents); err != nil {
 			return Figures{}, err

@@ -113,12 +113,8 @@ func (e *engine) openBucket(ctx context.Context, name BucketName, age time.Durat
 	if e.buckets[name], err = e.js.KeyValue(ctx, string(name)); err != nil {
 		return err
 	}
-	info, err := stream.Info(ctx)
-	if err != nil {
-		return err
-	}
 	e.used[name] = &atomic.Bool{}
-	e.used[name].Store(info.State.LastSeq > 0)
+	e.used[name].Store(stream.CachedInfo().State.LastSeq > 0)
 	return nil
 }
 
