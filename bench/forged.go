@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"time"
 )
 
@@ -25,16 +23,11 @@ func forged(ctx context.Context, b *bench) error {
 	if err != nil {
 		return err
 	}
-	dir, err := b.dir("forged")
+	p, addrs, end, err := b.newGateway(ctx, "forged")
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
-	p, addrs, err := b.startGateway(ctx, filepath.Join(dir, "data"))
-	if err != nil {
-		return err
-	}
-	defer p.stop()
+	defer end()
 	sorts := []struct {
 		name, secret string
 		status       int

@@ -119,16 +119,11 @@ func (b *bench) ingestPostgres(ctx context.Context, events []event) error {
 // ingestGateway has one subscriber watch the while, and counts twice: what was
 // answered, and what had reached the subscriber.
 func (b *bench) ingestGateway(ctx context.Context, events []event) error {
-	dir, err := b.dir("ordergate")
+	p, addrs, end, err := b.newGateway(ctx, "ordergate")
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
-	p, addrs, err := b.startGateway(ctx, filepath.Join(dir, "data"))
-	if err != nil {
-		return err
-	}
-	defer p.stop()
+	defer end()
 	seen, err := watch(ctx, addrs.grpc)
 	if err != nil {
 		return err

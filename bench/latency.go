@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"time"
 
@@ -82,16 +81,11 @@ func (b *bench) fsync() error {
 // latencyTo is one turn. A latency counts from when the request should have been
 // sent, so that a gateway that stalls is not spared the requests that wait.
 func (b *bench) latencyTo(ctx context.Context, m *maker, name string, open func(context.Context, string) (<-chan arrival, error)) error {
-	dir, err := b.dir("latency")
+	p, addrs, end, err := b.newGateway(ctx, "latency")
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
-	p, addrs, err := b.startGateway(ctx, filepath.Join(dir, "data"))
-	if err != nil {
-		return err
-	}
-	defer p.stop()
+	defer end()
 	takes := warmUp + b.Time
 	ctx, cancel := context.WithTimeout(ctx, takes+answerTimeout)
 	defer cancel()

@@ -137,6 +137,19 @@ func (b *bench) startGateway(ctx context.Context, dir string, args ...string) (*
 	return p, addrs, err
 }
 
+// newGateway starts one on an empty log, for a name. end stops it and removes the log.
+func (b *bench) newGateway(ctx context.Context, name string) (p *process, addrs gatewayAddrs, end func(), err error) {
+	dir, err := b.dir(name)
+	if err != nil {
+		return nil, addrs, nil, err
+	}
+	if p, addrs, err = b.startGateway(ctx, filepath.Join(dir, "data")); err != nil {
+		os.RemoveAll(dir)
+		return nil, addrs, nil, err
+	}
+	return p, addrs, func() { p.stop(); os.RemoveAll(dir) }, nil
+}
+
 // converted waits until every event that was stored is an order. To ask for the
 // backlog costs as much as some hundred events: first the newest order is asked
 // for, if there is one.
