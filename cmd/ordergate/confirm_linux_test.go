@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
+	"github.com/ordergate/ordergate/internal/logtest"
 )
 
 // openTerminal returns the two ends of a terminal: the person's and the
@@ -65,7 +66,7 @@ func TestConfirm(t *testing.T) {
 		if _, err := io.WriteString(person, tt.answer); err != nil {
 			t.Fatal(err)
 		}
-		var stdout, stderr lockedBuffer
+		var stdout, stderr logtest.Buffer
 		err := g.runWith(t, t.Context(), program, &stdout, &stderr, strings.Fields(tt.args)...)
 		if stderr.String() != tt.question {
 			t.Errorf("%s: asks %q", tt.args, stderr.String())
@@ -86,7 +87,7 @@ func TestConfirmStopped(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer null.Close()
-	var stdout lockedBuffer
+	var stdout logtest.Buffer
 	if err := g.runWith(t, t.Context(), null, &stdout, io.Discard, "subscriptions", "delete", "shipping"); err == nil || !strings.Contains(err.Error(), "there is no terminal") {
 		t.Errorf("without a terminal: %v", err)
 	}

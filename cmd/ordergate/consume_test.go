@@ -20,6 +20,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
+	"github.com/ordergate/ordergate/internal/logtest"
 )
 
 // conversation is the gateway's end of one stream of Consume.
@@ -198,13 +199,13 @@ func TestConsumeOpen(t *testing.T) {
 
 // stopAt does something when a text is written.
 type stopAt struct {
-	lockedBuffer
+	logtest.Buffer
 	text string
 	stop func()
 }
 
 func (s *stopAt) Write(p []byte) (int, error) {
-	n, err := s.lockedBuffer.Write(p)
+	n, err := s.Buffer.Write(p)
 	if strings.Contains(s.String(), s.text) {
 		s.stop()
 	}
@@ -277,7 +278,7 @@ func TestConsumeOutputFails(t *testing.T) {
 		}}})
 		reader, stdout := io.Pipe()
 		reader.CloseWithError(io.ErrShortWrite)
-		var stderr lockedBuffer
+		var stderr logtest.Buffer
 		if err := g.runWith(t, t.Context(), nil, stdout, &stderr, "consume", "shipping", "--client-id", "me", mode); !errors.Is(err, io.ErrShortWrite) {
 			t.Errorf("%s: %v\n%s", mode, err, stderr.String())
 		}
@@ -303,7 +304,7 @@ func TestConsumeStopped(t *testing.T) {
 		c.say(opened(), delivery(1))
 		return c.hearEnd("back d1")
 	}}})
-	stdout, stderr := stopAt{stop: stop, text: "cs_1 "}, lockedBuffer{}
+	stdout, stderr := stopAt{stop: stop, text: "cs_1 "}, logtest.Buffer{}
 	if err := g.runWith(t, ctx, nil, &stdout, &stderr, "consume", "shipping", "--client-id", "me"); err != nil || stdout.String() != line(1, "") || stderr.String() != lookingHint("100 events") {
 		t.Errorf("%v\n%s%s", err, stdout.String(), stderr.String())
 	}

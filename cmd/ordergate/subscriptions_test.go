@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"io"
 	"net"
@@ -25,6 +24,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
+	"github.com/ordergate/ordergate/internal/logtest"
 )
 
 // scriptedGateway is a SubscriptionService on loopback that notes what it is
@@ -82,7 +82,7 @@ type outcome struct {
 // not end.
 func (g *scriptedGateway) run(t *testing.T, ctx context.Context, args ...string) outcome {
 	t.Helper()
-	var stdout, stderr lockedBuffer
+	var stdout, stderr logtest.Buffer
 	err := g.runWith(t, ctx, nil, &stdout, &stderr, args...)
 	return outcome{stdout.String(), stderr.String(), err}
 }
@@ -98,24 +98,6 @@ func (g *scriptedGateway) runWith(t *testing.T, ctx context.Context, stdin io.Re
 		t.Fatalf("%v did not end within %v; stderr:\n%s", args, patience, stderr)
 		return nil
 	}
-}
-
-// lockedBuffer may be written to while it is read.
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
 
 // problem is an error as the gateway makes them.

@@ -7,13 +7,15 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/ordergate/ordergate/internal/logtest"
 )
 
 // A clock that is set forward by far, while the gateway runs or is stopped, makes
 // no event too old; one that is set back, or a little, changes nothing.
 func TestClockJumps(t *testing.T) {
 	cfg := testConfig(t)
-	lines := &lockedBuffer{}
+	lines := &logtest.Buffer{}
 	cfg.Logger = slog.New(slog.NewTextHandler(lines, nil))
 	var shift atomic.Int64
 	cfg.wall = func() time.Time { return time.Now().Add(time.Duration(shift.Load())) }

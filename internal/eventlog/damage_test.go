@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/ordergate/ordergate/internal/logtest"
 )
 
 const (
@@ -253,7 +255,7 @@ func TestTornTail(t *testing.T) {
 func TestRotIsFound(t *testing.T) {
 	log := fillLog(t, Keys{})
 	cfg := log.cfg
-	lines := &lockedBuffer{}
+	lines := &logtest.Buffer{}
 	cfg.Logger = slog.New(slog.NewTextHandler(lines, nil))
 	change(fmt.Sprintf(inboxBlock, 2), flip)(t, cfg.Dir)
 	long := time.Now().Add(-time.Hour)

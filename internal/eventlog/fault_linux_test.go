@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ordergate/ordergate/internal/logtest"
 )
 
 // smallDisk mounts a file system of a few megabytes.
@@ -37,7 +39,7 @@ func smallDisk(t *testing.T, bytes int) string {
 func TestFullDisk(t *testing.T) {
 	cfg := testConfig(t)
 	cfg.Dir = smallDisk(t, 6<<20)
-	lines := &lockedBuffer{}
+	lines := &logtest.Buffer{}
 	cfg.Logger = slog.New(slog.NewTextHandler(lines, nil))
 	l := openLog(t, cfg)
 	filler := filepath.Join(cfg.Dir, "filler")

@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/ordergate/ordergate/internal/logtest"
 )
 
 func TestParseKeys(t *testing.T) {
@@ -131,7 +133,7 @@ func filesWith(t *testing.T, dir, text string) (found []string) {
 func TestSharedDirectory(t *testing.T) {
 	for mode, want := range map[os.FileMode]bool{0o700: false, 0o750: true, 0o701: true} {
 		cfg := testConfig(t)
-		lines := &lockedBuffer{}
+		lines := &logtest.Buffer{}
 		cfg.Logger = slog.New(slog.NewTextHandler(lines, nil))
 		if err := os.Chmod(cfg.Dir, mode); err != nil {
 			t.Fatal(err)

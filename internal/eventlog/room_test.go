@@ -10,13 +10,15 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/ordergate/ordergate/internal/logtest"
 )
 
 // A stream that has reached its limit refuses, drops nothing, and says so before;
 // a higher limit ends that.
 func TestRoom(t *testing.T) {
 	cfg := testConfig(t)
-	lines := &lockedBuffer{}
+	lines := &logtest.Buffer{}
 	cfg.Logger = slog.New(slog.NewTextHandler(lines, nil))
 	cfg.InboxMaxBytes = 100_000
 	metrics := prometheus.NewRegistry()

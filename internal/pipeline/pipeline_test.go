@@ -1,7 +1,6 @@
 package pipeline
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -18,6 +17,7 @@ import (
 
 	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
 	"github.com/ordergate/ordergate/internal/eventlog"
+	"github.com/ordergate/ordergate/internal/logtest"
 	"github.com/ordergate/ordergate/internal/orders"
 	"github.com/ordergate/ordergate/internal/sample"
 )
@@ -28,31 +28,13 @@ type rig struct {
 	dir      string
 	log      *eventlog.Log
 	pipeline *Pipeline
-	lines    *lockedBuffer
+	lines    *logtest.Buffer
 	metrics  *prometheus.Registry
-}
-
-// lockedBuffer takes log lines from several goroutines.
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
 
 func newRig(t *testing.T, sync func() error) *rig {
 	t.Helper()
-	lines := &lockedBuffer{}
+	lines := &logtest.Buffer{}
 	logger := slog.New(slog.NewTextHandler(lines, nil))
 	t.Cleanup(func() {
 		if t.Failed() {

@@ -1,32 +1,14 @@
 package telemetry
 
 import (
-	"bytes"
 	"log/slog"
 	"net"
 	"strings"
-	"sync"
 	"testing"
 	"time"
+
+	"github.com/ordergate/ordergate/internal/logtest"
 )
-
-// lockedBuffer takes log lines from several goroutines.
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
 
 // A collector that takes nothing holds nobody up, neither who makes spans nor the
 // end, and is said once.
@@ -38,7 +20,7 @@ func TestCollectorThatHangs(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer listener.Close()
-	var lines lockedBuffer
+	var lines logtest.Buffer
 	tracing, err := NewTracing(t.Context(), TraceConfig{Endpoint: "http://" + listener.Addr().String(), Ratio: 1, Logger: slog.New(slog.NewTextHandler(&lines, nil))})
 	if err != nil {
 		t.Fatal(err)
