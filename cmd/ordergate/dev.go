@@ -35,7 +35,7 @@ func (d *devCommand) Run(ctx context.Context, c console) error {
 	if generated {
 		d.StripeWebhookSecret = "whsec_" + rand.Text() + rand.Text()
 	}
-	temporary := d.DataDir == ""
+	temporary := d.DataDir == "" && d.NATS.Cluster() == nil
 	if temporary {
 		dir, err := os.MkdirTemp("", "ordergate-dev-")
 		if err != nil {

@@ -95,6 +95,7 @@ var ofLogs struct {
 func logConfig(cfg config.Config, keys eventlog.Keys, logger *slog.Logger) eventlog.Config {
 	return eventlog.Config{
 		Dir:            cfg.DataDir,
+		Cluster:        cfg.NATS.Cluster(),
 		InboxMaxAge:    cfg.InboxMaxAge,
 		OrdersMaxAge:   cfg.OrdersMaxAge,
 		InboxMaxBytes:  cfg.InboxMaxBytes,
@@ -303,11 +304,19 @@ func (g *gateway) run(ctx context.Context) error {
 		return g.shutdown(stopConverting)
 	})
 	g.logger.Info("ordergate is ready", "version", version(),
-		"ingress", g.ingressListener.Addr().String()+g.cfg.WebhookPath, "grpc", g.grpcListener.Addr().String(), "admin", g.adminListener.Addr().String(), "data", g.cfg.DataDir)
+		"ingress", g.ingressListener.Addr().String()+g.cfg.WebhookPath, "grpc", g.grpcListener.Addr().String(), "admin", g.adminListener.Addr().String(), "data", dataOf(g.cfg))
 	err := group.Wait()
 	err = errors.Join(err, g.close())
 	g.logger.Info("ordergate has stopped", "clean", err == nil)
 	return err
+}
+
+// dataOf says where a gateway stores what it has.
+func dataOf(cfg config.Config) string {
+	if cluster := cfg.NATS.Cluster(); cluster != nil {
+		return cluster.Redacted()
+	}
+	return cfg.DataDir
 }
 
 // shutdown ends the parts in the order in which they feed each other: nothing

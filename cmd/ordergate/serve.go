@@ -30,7 +30,7 @@ Example:
 }
 
 func (s *serveCommand) Run(ctx context.Context, c console) error {
-	if s.DataDir == "" {
+	if s.DataDir == "" && s.NATS.Cluster() == nil {
 		s.DataDir = defaultDataDir
 	}
 	g, err := newGateway(ctx, s.Config, telemetry.NewLogger(c.stderr, s.Log.Format, s.Log.Level))

@@ -11,6 +11,9 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/ordergate/ordergate/internal/eventlog"
+	"github.com/ordergate/ordergate/internal/natsconn"
 )
 
 const (
@@ -59,6 +62,8 @@ type Config struct {
 	InboxMaxBytes     int64         `name:"inbox-max-bytes" env:"ORDERGATE_INBOX_MAX_BYTES" default:"0" help:"What raw events may take on disk: 67108864 (64 MiB) or more, 0 for no limit. A full inbox refuses new events (503, and Stripe sends them again); it drops none."`
 	OrdersMaxBytes    int64         `name:"orders-max-bytes" env:"ORDERGATE_ORDERS_MAX_BYTES" default:"0" help:"The same for order events. When it is full, raw events wait to be converted."`
 
+	NATS NATS `embed:""`
+
 	StripeWebhookSecret     string `name:"stripe-webhook-secret" env:"STRIPE_WEBHOOK_SECRET" placeholder:"whsec_…" help:"The endpoint's signing secret; several with commas, while one is rolled. Better in the environment or .env.local: a flag shows in the process list."`
 	StripeWebhookSecretFile string `name:"stripe-webhook-secret-file" env:"STRIPE_WEBHOOK_SECRET_FILE" placeholder:"FILE" help:"Signing secrets, one a line, # begins a comment; beside those of STRIPE_WEBHOOK_SECRET, or instead. Taken again when the file changes: no restart to roll a secret."`
 
@@ -73,6 +78,43 @@ type Config struct {
 
 	ShutdownTimeout time.Duration `name:"shutdown-timeout" env:"ORDERGATE_SHUTDOWN_TIMEOUT" default:"10s" help:"How long a stop may take before open streams are cut off."`
 	Log             Log           `embed:""`
+}
+
+// NATS are the settings of an existing NATS cluster.
+type NATS struct {
+	URLs     []string `name:"nats-url" env:"ORDERGATE_NATS_URL" placeholder:"URL,..." help:"Store events and orders in this NATS cluster with JetStream instead of --data-dir, together with any number of other gateways: nats://HOST:4222, or tls://HOST:4222; name all of its servers."`
+	Creds    string   `name:"nats-creds" env:"ORDERGATE_NATS_CREDS" placeholder:"FILE" help:"The credentials file (JWT and NKey) that is shown to NATS."`
+	NKey     string   `name:"nats-nkey" env:"ORDERGATE_NATS_NKEY" placeholder:"FILE" help:"The file with the NKey seed that is shown to NATS instead."`
+	CA       string   `name:"nats-ca" env:"ORDERGATE_NATS_CA" placeholder:"FILE" help:"The authorities of the NATS servers' certificates, in PEM; else the system's."`
+	Cert     string   `name:"nats-cert" env:"ORDERGATE_NATS_CERT" placeholder:"FILE" help:"The client certificate that is shown to NATS, in PEM."`
+	Key      string   `name:"nats-key" env:"ORDERGATE_NATS_KEY" placeholder:"FILE" help:"The private key of that certificate, in PEM."`
+	Replicas int      `name:"replicas" env:"ORDERGATE_REPLICAS" default:"3" help:"How many of the NATS servers keep each event: 1, 3 or 5."`
+}
+
+// Cluster returns nil without an address.
+func (n NATS) Cluster() *eventlog.Cluster {
+	if len(n.URLs) == 0 {
+		return nil
+	}
+	return &eventlog.Cluster{Config: natsconn.Config{URLs: n.URLs, Creds: n.Creds, NKey: n.NKey, CA: n.CA, Cert: n.Cert, Key: n.Key}, Replicas: n.Replicas}
+}
+
+// Check returns all that is wrong, each problem with its mend, or nil.
+func (n NATS) Check() error {
+	cluster := n.Cluster()
+	if cluster == nil {
+		for flag, value := range map[string]string{"--nats-creds": n.Creds, "--nats-nkey": n.NKey, "--nats-ca": n.CA, "--nats-cert": n.Cert, "--nats-key": n.Key} {
+			if value != "" {
+				return fmt.Errorf("%s %q needs --nats-url: write for example --nats-url tls://nats-1:4222,tls://nats-2:4222,tls://nats-3:4222", flag, value)
+			}
+		}
+		return nil
+	}
+	err := cluster.Check()
+	if n.Replicas != 1 && n.Replicas != 3 && n.Replicas != 5 {
+		err = errors.Join(err, fmt.Errorf("--replicas %d: want 1, 3 or 5, and as many NATS servers: a quorum of 2 or 4 is lost as easily as one of 1 or 3", n.Replicas))
+	}
+	return err
 }
 
 // Log are the settings of the log lines.
@@ -134,6 +176,17 @@ func (c *Config) Check() error {
 	}
 	if c.LineItemsDeadline < 0 || c.LineItemsDeadline > maxLineItemsDeadline {
 		wrong("--line-items-deadline %v: want 0s to %v", c.LineItemsDeadline, maxLineItemsDeadline)
+	}
+	problems = append(problems, c.NATS.Check())
+	if len(c.NATS.URLs) > 0 {
+		for flag, given := range map[string]bool{"--data-dir": c.DataDir != "", "--accept-damage": c.AcceptDamage} {
+			if given {
+				wrong("%s: with --nats-url everything is stored in NATS: leave one of the two out", flag)
+			}
+		}
+		if c.EncryptionKeyFile != "" {
+			wrong("--encryption-key-file: with --nats-url NATS encrypts what it stores: set cipher and key in its jetstream block, and leave this out")
+		}
 	}
 	problems = append(problems, c.checkSources()...)
 	if endpoint, err := url.Parse(c.OTLPEndpoint); c.OTLPEndpoint != "" && (err != nil || endpoint.Scheme != "http" && endpoint.Scheme != "https" || endpoint.Host == "") {

@@ -53,6 +53,18 @@ func TestCheck(t *testing.T) {
 		{"body too large", func(c *Config) { c.MaxBodyBytes = 1 << 30 }, "--max-body-bytes"},
 		{"inbox too short", func(c *Config) { c.InboxMaxAge = time.Hour }, "--inbox-max-age"},
 		{"orders too short", func(c *Config) { c.OrdersMaxAge = 0 }, "--orders-max-age"},
+		{"a cluster", func(c *Config) { c.DataDir, c.NATS = "", NATS{URLs: []string{"nats://a:4222", "tls://b:4222"}, Replicas: 3} }, ""},
+		{"a cluster and a directory", func(c *Config) { c.NATS = NATS{URLs: []string{"nats://a:4222"}, Replicas: 3} }, "--data-dir"},
+		{"an encrypted cluster", func(c *Config) {
+			c.DataDir, c.EncryptionKeyFile, c.NATS = "", "key", NATS{URLs: []string{"nats://a:4222"}, Replicas: 3}
+		}, "cipher"},
+		{"an address that is none", func(c *Config) { c.DataDir, c.NATS = "", NATS{URLs: []string{"a:4222"}, Replicas: 3} }, "--nats-url"},
+		{"a password is not shown", func(c *Config) { c.DataDir, c.NATS = "", NATS{URLs: []string{"http://u:secret@a:4222"}, Replicas: 3} }, "xxxxx"},
+		{"two replicas", func(c *Config) { c.DataDir, c.NATS = "", NATS{URLs: []string{"nats://a:4222"}, Replicas: 2} }, "--replicas"},
+		{"credentials for nobody", func(c *Config) { c.NATS = NATS{Creds: "c"} }, "--nats-url"},
+		{"credentials that are not there", func(c *Config) {
+			c.DataDir, c.NATS = "", NATS{URLs: []string{"nats://a:4222"}, Replicas: 3, Creds: "no-such-file"}
+		}, "--nats-creds"},
 		{"no requests to Stripe", func(c *Config) { c.StripeRate = 0 }, "--stripe-rate"},
 		{"a rate that is none", func(c *Config) { c.StripeRate = math.NaN() }, "--stripe-rate"},
 		{"line items too late", func(c *Config) { c.LineItemsDeadline = time.Hour }, "--line-items-deadline"},

@@ -53,7 +53,7 @@ type Progress func(done, total uint64)
 func archivedStreams() map[string]jetstream.StreamConfig {
 	streams := map[string]jetstream.StreamConfig{inboxStream: inboxConfig(Config{}), ordersStream: ordersConfig(Config{})}
 	for name := range bucketAges(Config{}) {
-		streams[bucketStream(name)] = bucketConfig(name, 0)
+		streams[bucketStream(name)] = bucketConfig(Config{}, name, 0)
 	}
 	return streams
 }

@@ -44,6 +44,12 @@ const (
 	Erasing BucketName = "erasing"
 )
 
+// headerOperation marks the entry of a key that was removed, as NATS's ADR-8 has it.
+const (
+	headerOperation = "KV-Operation"
+	operationDelete = "DEL"
+)
+
 // entryTimeout is how long the next entry of a bucket may take to come.
 const entryTimeout = 3 * time.Second
 
@@ -53,7 +59,7 @@ const HeldOrdersAge = 90 * 24 * time.Hour
 // bucketAges returns the buckets and how long each keeps an entry; 0 is without
 // limit.
 func bucketAges(cfg Config) map[BucketName]time.Duration {
-	return map[BucketName]time.Duration{
+	ages := map[BucketName]time.Duration{
 		References:   cfg.OrdersMaxAge,
 		ParkedEvents: 0,
 		Waiting:      0,
@@ -65,6 +71,10 @@ func bucketAges(cfg Config) map[BucketName]time.Duration {
 		State:         0,
 		Erasing:       0,
 	}
+	if cfg.Cluster != nil {
+		ages[leases], ages[Owners] = leaseTime, 0
+	}
+	return ages
 }
 
 // bucketStream is the stream that a bucket is kept in.
@@ -73,7 +83,7 @@ func bucketStream(name BucketName) string { return "KV_" + string(name) }
 func (e *engine) openBuckets(ctx context.Context, cfg Config) error {
 	e.buckets, e.used = map[BucketName]jetstream.KeyValue{}, map[BucketName]*atomic.Bool{}
 	for name, age := range bucketAges(cfg) {
-		if err := e.openBucket(ctx, name, age, cfg.AsIs); err != nil {
+		if err := e.openBucket(ctx, cfg, name, age); err != nil {
 			return fmt.Errorf("bucket %s: %w", name, err)
 		}
 	}
@@ -82,7 +92,7 @@ func (e *engine) openBuckets(ctx context.Context, cfg Config) error {
 
 // bucketConfig is the stream of a bucket as NATS's ADR-8 has it: the ones that the
 // client library makes can never let a value be overwritten.
-func bucketConfig(name BucketName, age time.Duration) jetstream.StreamConfig {
+func bucketConfig(cfg Config, name BucketName, age time.Duration) jetstream.StreamConfig {
 	return jetstream.StreamConfig{
 		Name:              bucketStream(name),
 		Subjects:          []string{keySubject(name, ">")},
@@ -90,23 +100,15 @@ func bucketConfig(name BucketName, age time.Duration) jetstream.StreamConfig {
 		MaxAge:            age,
 		Duplicates:        duplicates,
 		Storage:           jetstream.FileStorage,
-		Replicas:          1,
+		Replicas:          cfg.replicas(),
 		Discard:           jetstream.DiscardNew,
 		AllowRollup:       true,
-		AllowDirect:       true,
+		AllowDirect:       cfg.Cluster == nil, // else replicas that lag would answer
 	}
 }
 
-func (e *engine) openBucket(ctx context.Context, name BucketName, age time.Duration, asIs bool) error {
-	stream, err := e.js.Stream(ctx, bucketStream(name))
-	switch {
-	case errors.Is(err, jetstream.ErrStreamNotFound):
-		stream, err = e.js.CreateStream(ctx, bucketConfig(name, age))
-	case err == nil && !asIs && stream.CachedInfo().Config.MaxAge != age:
-		changed := stream.CachedInfo().Config
-		changed.MaxAge = age
-		stream, err = e.js.UpdateStream(ctx, changed)
-	}
+func (e *engine) openBucket(ctx context.Context, cfg Config, name BucketName, age time.Duration) error {
+	stream, err := e.ensureBucket(ctx, cfg, bucketConfig(cfg, name, age))
 	if err != nil {
 		return err
 	}
@@ -118,18 +120,37 @@ func (e *engine) openBucket(ctx context.Context, name BucketName, age time.Durat
 	return nil
 }
 
+// ensureBucket creates the stream of a bucket, or brings the age of an existing one
+// to the configuration.
+func (e *engine) ensureBucket(ctx context.Context, cfg Config, wanted jetstream.StreamConfig) (jetstream.Stream, error) {
+	if e.shared {
+		return e.ensureShared(ctx, cfg, wanted)
+	}
+	stream, err := e.js.Stream(ctx, wanted.Name)
+	switch {
+	case errors.Is(err, jetstream.ErrStreamNotFound):
+		return e.js.CreateStream(ctx, wanted)
+	case err == nil && !cfg.AsIs && stream.CachedInfo().Config.MaxAge != wanted.MaxAge:
+		changed := stream.CachedInfo().Config
+		changed.MaxAge = wanted.MaxAge
+		return e.js.UpdateStream(ctx, changed)
+	}
+	return stream, err
+}
+
 func keySubject(name BucketName, key string) string { return "$KV." + string(name) + "." + key }
 
 // Bucket is a durable map from keys (letters, digits, `_`, `-` and dots) to
 // values. What is written is on disk after the next Flush. Every error wraps
 // ErrUnavailable, ErrFull or ErrNotFound.
 type Bucket struct {
-	log  *Log
-	name BucketName
+	log   *Log
+	name  BucketName
+	fence fence
 }
 
 // Bucket returns one of the log's buckets.
-func (l *Log) Bucket(name BucketName) Bucket { return Bucket{l, name} }
+func (l *Log) Bucket(name BucketName) Bucket { return Bucket{log: l, name: name} }
 
 func (b Bucket) open() (*engine, jetstream.KeyValue, error) {
 	e, err := b.log.current()
@@ -150,7 +171,7 @@ func (b Bucket) get(ctx context.Context, key string) (value []byte, revision uin
 	if err != nil {
 		return nil, 0, err
 	}
-	if !e.used[b.name].Load() { // most logs have nothing that waits
+	if !e.shared && !e.used[b.name].Load() { // most logs have nothing that waits
 		return nil, 0, fmt.Errorf("%s in %s: %w", key, b.name, ErrNotFound)
 	}
 	entry, err := kv.Get(ctx, key)
@@ -170,9 +191,10 @@ func (b Bucket) Put(ctx context.Context, key string, value []byte) error {
 
 // Putting is a Put that has begun.
 type Putting struct {
-	e    *engine
-	sent publishing
-	err  error
+	e     *engine
+	sent  publishing
+	fence fence
+	err   error
 }
 
 // Begin begins a Put, so that others can begin meanwhile. Wait for it in the end.
@@ -184,25 +206,34 @@ func (b Bucket) Begin(key string, value []byte) Putting {
 	if !storableKey(key) {
 		return Putting{err: fmt.Errorf("key %.40q cannot be stored", key)}
 	}
+	return b.begin(e, key, value, nil)
+}
+
+func (b Bucket) begin(e *engine, key string, value []byte, header nats.Header) Putting {
 	e.used[b.name].Store(true)
-	sent, err := e.publish(bucketStream(b.name), &nats.Msg{Subject: keySubject(b.name, key), Data: value})
+	sent, err := e.publish(bucketStream(b.name), &nats.Msg{Subject: keySubject(b.name, key), Data: value, Header: b.fence.header(header)})
 	if err != nil {
 		err = e.writeError(err)
 	}
-	return Putting{e, sent, err}
+	return Putting{e, sent, b.fence, err}
 }
 
 func storableKey(key string) bool { return key != "" && !strings.ContainsAny(key, "*> \t\r\n") }
 
 // Wait returns when the value is written.
 func (p Putting) Wait(ctx context.Context) error {
+	_, err := p.wait(ctx)
+	return err
+}
+
+func (p Putting) wait(ctx context.Context) (revision uint64, err error) {
 	if p.err != nil {
-		return p.err
+		return 0, p.err
 	}
-	if _, err := p.sent.wait(ctx); err != nil {
-		return p.e.writeError(err)
+	if revision, err = p.sent.wait(ctx); err != nil {
+		return 0, p.fence.error(p.e, err)
 	}
-	return nil
+	return revision, nil
 }
 
 // Claim sets the value of a key that has none, and returns the value that the
@@ -274,16 +305,11 @@ func replace(ctx context.Context, e *engine, kv jetstream.KeyValue, key string, 
 // as long as the bucket keeps entries: without it, an older value could come back
 // after a kill (see Forget).
 func (b Bucket) Delete(ctx context.Context, key string) error {
-	e, kv, err := b.open()
+	e, _, err := b.open()
 	if err != nil {
 		return err
 	}
-	ctx, cancel := e.alive(ctx)
-	defer cancel()
-	if err := kv.Delete(ctx, key); err != nil {
-		return e.writeError(err)
-	}
-	return nil
+	return b.begin(e, key, nil, nats.Header{headerOperation: {operationDelete}}).Wait(ctx)
 }
 
 // Forget removes a key, and leaves no marker, so that Empty and Keys stay cheap.
@@ -325,6 +351,43 @@ func (b Bucket) Keys(ctx context.Context) (keys []string, err error) {
 // value to each, until one of them fails.
 func (b Bucket) Entries(ctx context.Context, pattern string, each func(key string, value []byte) error) error {
 	return b.entries(ctx, pattern, func(entry jetstream.KeyValueEntry) error { return each(entry.Key(), entry.Value()) })
+}
+
+// EntriesUnder is Entries of all keys that begin with the prefix of the bucket's
+// fence, without the fence itself. It has everything that was written before that.
+func (b Bucket) EntriesUnder(ctx context.Context, prefix string, each func(key string, value []byte) error) error {
+	found := b.fence.sequence == 0
+	for range lagPatience {
+		type entry struct {
+			key   string
+			value []byte
+		}
+		var all []entry
+		err := b.entries(ctx, prefix+".>", func(listed jetstream.KeyValueEntry) error {
+			if strings.HasSuffix(listed.Key(), "."+fenceKey) {
+				found = found || listed.Revision() >= b.fence.sequence
+				return nil
+			}
+			all = append(all, entry{listed.Key(), listed.Value()})
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		if !found {
+			if err := pauseFor(ctx, lagPause); err != nil {
+				return err
+			}
+			continue
+		}
+		for _, one := range all {
+			if err := each(one.key, one.value); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	return fmt.Errorf("%w: a replica of %s lags", ErrUnavailable, b.name)
 }
 
 // Refresh writes the entries anew that are older than age, so that the bucket

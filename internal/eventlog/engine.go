@@ -60,7 +60,8 @@ type engine struct {
 	logger *slog.Logger
 	dir    string
 	sync   func() error
-	server *server.Server
+	shared bool           // with other gateways: the log is in a cluster
+	server *server.Server // nil when it is
 	conn   *nats.Conn
 	js     jetstream.JetStream
 	orders jetstream.Stream
@@ -85,7 +86,8 @@ type engine struct {
 	untouched bool      // nobody has had the log since its clean end: most blocks are left to be read
 	accepted  bool      // damage was found, and is accepted
 
-	keepsAll atomic.Bool // the clock was set: nothing is removed for its age
+	unready  atomic.Pointer[error] // why a cluster cannot store; nil, or of nil, when it can
+	keepsAll atomic.Bool           // the clock was set: nothing is removed for its age
 
 	mu       sync.Mutex
 	streams  map[string]uint64 // newest sequences that were written, for the note
@@ -96,24 +98,35 @@ type engine struct {
 	advanced chan struct{}     // closed, and made anew, when frontier grows
 }
 
+func newEngine(cfg Config) *engine {
+	e := &engine{
+		logger: cfg.Logger, dir: cfg.Dir, sync: cfg.Sync, shared: cfg.Cluster != nil, streams: map[string]uint64{}, advanced: make(chan struct{}),
+		reads: semaphore.NewWeighted(maxReads), tail: tail{loaded: make(chan struct{})},
+	}
+	e.dead, e.fail = context.WithCancelCause(context.Background())
+	return e
+}
+
 // openEngine starts a server on what is really on the disk, and returns once
-// one flush has covered all that it recovered.
+// one flush has covered all that it recovered; or it connects to a cluster.
 func openEngine(ctx context.Context, cfg Config) (_ *engine, err error) {
 	if cfg.restore == nil { // that takes as long as it takes
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, openTimeout)
 		defer cancel()
 	}
-	e := &engine{logger: cfg.Logger, dir: cfg.Dir, sync: cfg.Sync, streams: map[string]uint64{}, advanced: make(chan struct{}), reads: semaphore.NewWeighted(maxReads), tail: tail{loaded: make(chan struct{})}}
-	e.dead, e.fail = context.WithCancelCause(context.Background())
-	e.flusher = newFlusher(e.syncWithNote, e.newestWritten, e.advance, func(err error) { e.fail(fmt.Errorf("flush to disk: %w", err)) })
-	e.flusher.flushed = cfg.measures.flushed
+	e := newEngine(cfg)
 	defer func() {
 		if err != nil {
 			e.fail(err)
 			e.close()
 		}
 	}()
+	if e.shared {
+		return e, e.join(ctx, cfg)
+	}
+	e.flusher = newFlusher(e.syncWithNote, e.newestWritten, e.advance, func(err error) { e.fail(fmt.Errorf("flush to disk: %w", err)) })
+	e.flusher.flushed = cfg.measures.flushed
 	if err := e.openNote(); err != nil {
 		return nil, err
 	}
@@ -260,14 +273,16 @@ func (e *engine) start(cfg Config) error {
 
 func (e *engine) createStreams(ctx context.Context, cfg Config) error {
 	var err error
-	if e.inbox, err = e.ensureStream(ctx, cfg.AsIs, inboxConfig(cfg)); err != nil {
+	if e.inbox, err = e.ensureStream(ctx, cfg, inboxConfig(cfg)); err != nil {
 		return err
 	}
-	if e.orders, err = e.ensureStream(ctx, cfg.AsIs, ordersConfig(cfg)); err != nil {
+	if e.orders, err = e.ensureStream(ctx, cfg, ordersConfig(cfg)); err != nil {
 		return err
 	}
-	if err := e.forgetConverter(ctx); err != nil {
-		return err
+	if !e.shared {
+		if err := e.forgetConverter(ctx); err != nil {
+			return err
+		}
 	}
 	if err := e.openBuckets(ctx, cfg); err != nil {
 		return err
@@ -286,7 +301,7 @@ func inboxConfig(cfg Config) jetstream.StreamConfig {
 		MaxMsgsPerSubject:    1,
 		Storage:              jetstream.FileStorage,
 		Retention:            jetstream.LimitsPolicy,
-		Replicas:             1,
+		Replicas:             cfg.replicas(),
 		Discard:              jetstream.DiscardNew,
 		DiscardNewPerSubject: true,
 		MaxAge:               cfg.InboxMaxAge,
@@ -303,7 +318,7 @@ func ordersConfig(cfg Config) jetstream.StreamConfig {
 		Subjects:    []string{orderSubject("*")},
 		Storage:     jetstream.FileStorage,
 		Retention:   jetstream.LimitsPolicy,
-		Replicas:    1,
+		Replicas:    cfg.replicas(),
 		Discard:     jetstream.DiscardNew,
 		MaxAge:      cfg.OrdersMaxAge,
 		Duplicates:  duplicates,
@@ -314,34 +329,49 @@ func ordersConfig(cfg Config) jetstream.StreamConfig {
 
 // ensureStream creates a stream, or brings what may change of an existing one to
 // the configuration.
-func (e *engine) ensureStream(ctx context.Context, asIs bool, cfg jetstream.StreamConfig) (jetstream.Stream, error) {
-	stream, err := e.js.Stream(ctx, cfg.Name)
+func (e *engine) ensureStream(ctx context.Context, cfg Config, wanted jetstream.StreamConfig) (jetstream.Stream, error) {
+	if e.shared {
+		wanted.Metadata = newMetadata()
+		stream, err := e.ensureShared(ctx, cfg, wanted)
+		if err == nil {
+			err = readable(stream.CachedInfo().Config.Metadata)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("stream %s %w", wanted.Name, err)
+		}
+		return stream, nil
+	}
+	stream, err := e.js.Stream(ctx, wanted.Name)
 	switch {
 	case errors.Is(err, jetstream.ErrStreamNotFound):
-		cfg.Metadata = map[string]string{metadataID: nuid.Next(), metadataFormat: strconv.Itoa(format)}
-		return e.js.CreateStream(ctx, cfg)
+		wanted.Metadata = newMetadata()
+		return e.js.CreateStream(ctx, wanted)
 	case err != nil:
 		return nil, err
 	}
 	if err := readable(stream.CachedInfo().Config.Metadata); err != nil { // checkFormat has looked, as far as it could
-		return nil, fmt.Errorf("stream %s %w", cfg.Name, err)
+		return nil, fmt.Errorf("stream %s %w", wanted.Name, err)
 	}
-	if asIs {
+	if cfg.AsIs {
 		return stream, nil
 	}
 	existing := stream.CachedInfo().Config
 	changed := existing
-	changed.AllowDirect, changed.Duplicates = cfg.AllowDirect, cfg.Duplicates
-	if changed.MaxBytes = cfg.MaxBytes; cfg.MaxBytes == 0 {
+	changed.AllowDirect, changed.Duplicates = wanted.AllowDirect, wanted.Duplicates
+	if changed.MaxBytes = wanted.MaxBytes; wanted.MaxBytes == 0 {
 		changed.MaxBytes = -1 // as the engine has it
 	}
-	if cfg.Name != ordersStream || cfg.MaxAge == 0 || existing.MaxAge != 0 && cfg.MaxAge > existing.MaxAge {
-		changed.MaxAge = cfg.MaxAge // else KeepOrders does, once it is known what must be kept
+	if wanted.Name != ordersStream || wanted.MaxAge == 0 || existing.MaxAge != 0 && wanted.MaxAge > existing.MaxAge {
+		changed.MaxAge = wanted.MaxAge // else KeepOrders does, once it is known what must be kept
 	}
 	if changed.MaxAge == existing.MaxAge && changed.MaxBytes == existing.MaxBytes && changed.AllowDirect == existing.AllowDirect && changed.Duplicates == existing.Duplicates {
 		return stream, nil
 	}
 	return e.js.UpdateStream(ctx, changed)
+}
+
+func newMetadata() map[string]string {
+	return map[string]string{metadataID: nuid.Next(), metadataFormat: strconv.Itoa(format)}
 }
 
 // close ends the engine. It may be called on one that was only half opened.
@@ -376,6 +406,9 @@ func (e *engine) close() {
 func (e *engine) flush(ctx context.Context) error {
 	if e.dead.Err() != nil {
 		return e.unavailable()
+	}
+	if e.shared { // what is acknowledged there is the quorum's
+		return nil
 	}
 	g := e.flusher.join()
 	select {

@@ -4,8 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 
+	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 )
@@ -103,7 +103,8 @@ func (e *engine) eraseInbox(ctx context.Context, eventID string, tombstone []byt
 }
 
 // EraseOrderEvents overwrites on disk all events of an order that are stored
-// below a sequence, and returns how many there were. Flush makes it durable.
+// below a sequence, its tombstone's, and returns how many there were. Flush makes it
+// durable. What is in memory of them goes when the tombstone comes there.
 func (l *Log) EraseOrderEvents(ctx context.Context, orderID string, below uint64) (erased int, err error) {
 	for {
 		e, err := l.current()
@@ -114,11 +115,6 @@ func (l *Log) EraseOrderEvents(ctx context.Context, orderID string, below uint64
 		if err != nil {
 			return erased, err
 		}
-		// What is still on its way into the tail would be there afterwards.
-		if err := e.tail.await(ctx, math.MaxUint64); err != nil {
-			return erased, fmt.Errorf("%w: %w", ErrUnavailable, err)
-		}
-		e.tail.forget(orderID, below)
 		done := true
 		for _, r := range records {
 			if r.Sequence >= below {
@@ -148,10 +144,16 @@ func (e *engine) overwrite(ctx context.Context, stream jetstream.Stream, sequenc
 	if err == nil {
 		return nil
 	}
-	if _, getErr := stream.GetMsg(ctx, sequence); errors.Is(getErr, jetstream.ErrMsgNotFound) {
+	if e.gone(ctx, stream, sequence) {
 		return nil
 	}
 	return fmt.Errorf("%w: erase message %d: %w", ErrUnavailable, sequence, err)
+}
+
+// gone reports whether a message is known not to be there.
+func (e *engine) gone(ctx context.Context, stream jetstream.Stream, sequence uint64) bool {
+	_, err := e.askLeader(ctx, stream.CachedInfo().Config.Name, server.JSApiMsgGetRequest{Seq: sequence})
+	return errors.Is(err, jetstream.ErrMsgNotFound)
 }
 
 // Erase removes a key, which need not be there, and overwrites its value on disk.

@@ -58,6 +58,9 @@ const lockFile = "LOCK"
 type Config struct {
 	// Dir is the data directory. It is created with mode 0700 when missing.
 	Dir string
+	// Cluster is where the log is kept instead, together with other gateways; nil is
+	// in Dir.
+	Cluster *Cluster
 	// InboxMaxAge is how long raw events are kept, and with them the memory of
 	// their ids. At least 30 days, for as long Stripe lets an event be resent.
 	InboxMaxAge time.Duration
@@ -105,6 +108,8 @@ type Log struct {
 	stop context.CancelFunc
 	done chan struct{} // closed when supervise has ended
 
+	member member // of those that share the log
+
 	mu      sync.Mutex
 	engine  *engine       // nil while the log is being reopened
 	opened  int           // how often it was opened
@@ -112,10 +117,15 @@ type Log struct {
 	closed  bool
 }
 
-// Open opens the log in cfg.Dir, and returns when everything that was ever
-// acknowledged can be read. It fails with ErrLocked when another process has
-// the directory open.
+// Open opens the log in cfg.Dir or in cfg.Cluster, and returns when everything that
+// was ever acknowledged can be read. It fails with ErrLocked when another process
+// has the directory open, and with ErrSettings when the cluster's streams are not as
+// they must be.
 func Open(ctx context.Context, cfg Config) (_ *Log, err error) {
+	if cfg.Cluster != nil {
+		cfg.complete(nil)
+		return newLog(ctx, cfg, nil, nil)
+	}
 	lock, dir, err := holdDir(cfg.Dir)
 	if err != nil {
 		return nil, err
@@ -137,6 +147,10 @@ func Open(ctx context.Context, cfg Config) (_ *Log, err error) {
 	if err := checkFormat(cfg.Dir, cfg.key); err != nil {
 		return nil, err
 	}
+	return newLog(ctx, cfg, dir, lock)
+}
+
+func newLog(ctx context.Context, cfg Config, dir *os.File, lock *flock.Flock) (*Log, error) {
 	e, err := openEngine(ctx, cfg)
 	if err != nil {
 		return nil, err
@@ -147,6 +161,9 @@ func Open(ctx context.Context, cfg Config) (_ *Log, err error) {
 		cfg.Metrics.MustRegister(collector{l})
 	}
 	go l.supervise(supervised, e)
+	if l.Shared() {
+		l.joinOthers()
+	}
 	return l, nil
 }
 
@@ -185,15 +202,28 @@ func holdDir(name string) (*flock.Flock, *os.File, error) {
 // Close ends the log in order: what is being committed is committed, then the
 // server is shut down and the directory freed.
 func (l *Log) Close() error {
+	if l.Shared() {
+		l.member.ends()
+		l.member.tasks.Wait()
+	}
 	l.stop()
 	<-l.done
+	if l.dir == nil {
+		return nil
+	}
 	return errors.Join(l.dir.Close(), l.lock.Close())
 }
 
 // Ready returns nil while the log can commit, else what is wrong.
 func (l *Log) Ready() error {
-	_, err := l.current()
-	return err
+	e, err := l.current()
+	if err != nil {
+		return err
+	}
+	if unready := e.unready.Load(); unready != nil && *unready != nil {
+		return fmt.Errorf("%w: %w", ErrUnavailable, *unready)
+	}
+	return nil
 }
 
 // supervise replaces an engine that failed, until ctx ends. It owns the

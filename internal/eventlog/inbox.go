@@ -10,7 +10,6 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
-	"github.com/synadia-io/orbit.go/jetstreamext"
 )
 
 const (
@@ -21,8 +20,10 @@ const (
 	inboxWindow = 8192
 	// inboxBatch is how many events are handed out together at most.
 	inboxBatch = 256
-	// inboxAckWait is when the engine delivers an unacked event again.
-	inboxAckWait = 2 * time.Minute
+	// inboxAckWait is when the engine delivers an unacked event again, and
+	// sharedAckWait when a cluster does: the gateway that had it may be gone.
+	inboxAckWait  = 2 * time.Minute
+	sharedAckWait = 15 * time.Second
 
 	headerSecret = "Ordergate-Secret"
 )
@@ -94,6 +95,7 @@ func (e *engine) resolveInbox(ctx context.Context, eventID string, publishErr er
 func (e *engine) writeError(err error) error {
 	var refused *jetstream.APIError
 	switch {
+	case e.shared && !errors.As(err, &refused): // a leader is being elected, perhaps
 	case errors.Is(err, jetstream.ErrNoStreamResponse), errors.Is(err, nats.ErrNoResponders):
 		// The engine switches itself off when its disk is full.
 		err = fmt.Errorf("the engine does not answer: %w", err)
@@ -101,6 +103,7 @@ func (e *engine) writeError(err error) error {
 	case !errors.As(err, &refused):
 	case refused.Description == server.ErrMaxBytes.Error(), refused.Description == server.ErrMaxMsgs.Error():
 		return fmt.Errorf("%w: %w", ErrFull, err)
+	case e.shared:
 	case refused.ErrorCode == jetstream.ErrorCode(server.JSStreamStoreFailedF), refused.ErrorCode == jetstream.ErrorCode(server.JSInsufficientResourcesErr):
 		err = fmt.Errorf("write: %w", err)
 		e.fail(err)
@@ -121,6 +124,13 @@ type InboxMessage struct {
 // Ack says that the event needs nothing more. Flush first: what was made of
 // the event must be on disk.
 func (m *InboxMessage) Ack() error { return m.msg.Ack() }
+
+// Keep has the event not come again meanwhile: call it from time to time (KeepInterval)
+// when it takes long.
+func (m *InboxMessage) Keep() error { return m.msg.InProgress() }
+
+// KeepInterval is how often an event is kept that takes long.
+const KeepInterval = sharedAckWait / 3
 
 // Retry asks for the event again after a delay.
 func (m *InboxMessage) Retry(delay time.Duration) error { return m.msg.NakWithDelay(delay) }
@@ -156,11 +166,18 @@ var converterConfig = jetstream.ConsumerConfig{
 }
 
 func (e *engine) consumeInbox(ctx context.Context, handle func(context.Context, []*InboxMessage)) error {
-	consumer, err := e.inbox.CreateOrUpdateConsumer(ctx, converterConfig)
+	cfg := converterConfig
+	if e.shared {
+		cfg.AckWait = sharedAckWait
+	}
+	consumer, err := e.inbox.CreateOrUpdateConsumer(ctx, cfg)
 	if err != nil {
 		return err
 	}
-	if err := e.resetConverter(ctx); err != nil {
+	options := []jetstream.PullConsumeOpt{jetstream.PullMaxMessages(inboxBatch)}
+	if e.shared {
+		options = append(options, jetstream.PullHeartbeat(beatInterval), jetstream.PullExpiry(sharedExpiry))
+	} else if err := e.resetConverter(ctx); err != nil {
 		return err
 	}
 	arrived := make(chan jetstream.Msg, inboxBatch)
@@ -171,12 +188,12 @@ func (e *engine) consumeInbox(ctx context.Context, handle func(context.Context, 
 		case <-ctx.Done():
 		case <-e.dead.Done():
 		}
-	}, jetstream.PullMaxMessages(inboxBatch), jetstream.ConsumeErrHandler(func(_ jetstream.ConsumeContext, err error) {
+	}, append(options, jetstream.ConsumeErrHandler(func(_ jetstream.ConsumeContext, err error) {
 		select {
 		case broken <- err:
 		default:
 		}
-	}))
+	}))...)
 	if err != nil {
 		return err
 	}
@@ -197,7 +214,7 @@ func (e *engine) consumeInbox(ctx context.Context, handle func(context.Context, 
 
 // resetConverter makes the engine deliver at once what an earlier converter took
 // and did not ack, instead of after its ack wait. There is no other converter:
-// this process holds the lock. Acks above the first missing one are forgotten
+// this process has the log alone. Acks above the first missing one are forgotten
 // with it; converting an event twice changes nothing.
 func (e *engine) resetConverter(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
@@ -327,7 +344,7 @@ func (l *Log) ReadInbox(ctx context.Context, after uint64, limit int) ([]*Stored
 	if err != nil {
 		return nil, err
 	}
-	return readBatch(ctx, e, inboxStream, limit, storedEvent, jetstreamext.GetBatchSeq(after+1))
+	return readBatch(ctx, e, inboxStream, limit, storedEvent, readFrom{sequence: after + 1})
 }
 
 // InboxSequenceBefore returns the sequence just before the first event that was
@@ -337,7 +354,7 @@ func (l *Log) InboxSequenceBefore(ctx context.Context, at time.Time) (uint64, er
 	if err != nil {
 		return 0, err
 	}
-	events, err := readBatch(ctx, e, inboxStream, 1, storedEvent, jetstreamext.GetBatchStartTime(at))
+	events, err := readBatch(ctx, e, inboxStream, 1, storedEvent, readFrom{time: at})
 	if err != nil {
 		return 0, err
 	}

@@ -434,7 +434,7 @@ func (e *engine) readDurable(ctx context.Context, after uint64, limit int) (reco
 	if after >= frontier {
 		return nil, after, nil
 	}
-	records, err = e.readOrders(ctx, limit, jetstreamext.GetBatchSeq(after+1))
+	records, err = e.readOrders(ctx, limit, readFrom{sequence: after + 1})
 	if err != nil {
 		return nil, 0, err
 	}
@@ -500,7 +500,7 @@ func (l *Log) SequenceBefore(ctx context.Context, at time.Time) (uint64, error) 
 		return 0, err
 	}
 	frontier, _ := e.durable()
-	records, err := e.readOrders(ctx, 1, jetstreamext.GetBatchStartTime(at))
+	records, err := e.readOrders(ctx, 1, readFrom{time: at})
 	if err != nil {
 		return 0, err
 	}
@@ -522,7 +522,7 @@ func (l *Log) OrderEvents(ctx context.Context, orderID string, after uint64, lim
 		return nil, err
 	}
 	frontier, _ := e.durable()
-	records, err := e.readOrders(ctx, limit, jetstreamext.GetBatchSeq(after+1), jetstreamext.GetBatchSubject(orderSubject(orderID)))
+	records, err := e.readOrders(ctx, limit, readFrom{sequence: after + 1, subject: orderSubject(orderID)})
 	if err != nil {
 		return nil, err
 	}
@@ -575,7 +575,7 @@ type candidate struct {
 func (e *engine) newestInWindow(ctx context.Context, from, below uint64) ([]candidate, error) {
 	newest := map[string]uint64{}
 	for from < below {
-		records, err := e.readOrders(ctx, int(below-from), jetstreamext.GetBatchSeq(from))
+		records, err := e.readOrders(ctx, int(below-from), readFrom{sequence: from})
 		if err != nil {
 			return nil, err
 		}
@@ -602,22 +602,29 @@ func (e *engine) withoutSuperseded(ctx context.Context, candidates []candidate, 
 	if len(candidates) == 0 {
 		return nil, nil
 	}
-	subjects := make([]string, len(candidates))
+	subjects, wanted := make([]string, len(candidates)), map[string]uint64{}
 	for i, c := range candidates {
-		subjects[i] = orderSubject(c.orderID)
+		subjects[i], wanted[c.orderID] = orderSubject(c.orderID), c.sequence
 	}
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	newest := map[string]*OrderRecord{}
 	// The engine stops at a number of bytes: ask for the rest until none is left.
-	for len(subjects) > 0 {
+	for lagged := 0; len(subjects) > 0; {
 		answers, err := jetstreamext.GetLastMsgsFor(ctx, e.js, ordersStream, subjects, jetstreamext.GetLastMsgsUpToSeq(snapshot))
 		records, err := collect(ctx, answers, err, orderRecord)
 		if err != nil {
 			return nil, err
 		}
+		// What is older comes from a replica that lags.
+		records = slices.DeleteFunc(records, func(r *OrderRecord) bool { return r.Sequence < wanted[r.OrderID] })
 		if len(records) == 0 {
-			break
+			if lagged++; !e.shared || lagged > lagPatience {
+				break
+			}
+			if err := pauseFor(ctx, lagPause); err != nil {
+				return nil, err
+			}
 		}
 		for _, r := range records {
 			newest[r.OrderID] = r
@@ -635,22 +642,47 @@ func (e *engine) withoutSuperseded(ctx context.Context, candidates []candidate, 
 
 // readOrders reads up to limit events, durable or not, and fewer when they are
 // large; none means that there are none.
-func (e *engine) readOrders(ctx context.Context, limit int, options ...jetstreamext.GetBatchOpt) ([]*OrderRecord, error) {
-	return readBatch(ctx, e, ordersStream, limit, orderRecord, options...)
+func (e *engine) readOrders(ctx context.Context, limit int, from readFrom) ([]*OrderRecord, error) {
+	return readBatch(ctx, e, ordersStream, limit, orderRecord, from)
+}
+
+// readFrom is where a read begins: at a sequence, or else at the first message that was
+// stored at or after a time.
+type readFrom struct {
+	sequence uint64
+	subject  string // of the messages that are read; empty is all
+	time     time.Time
+}
+
+func (p readFrom) options() []jetstreamext.GetBatchOpt {
+	options := []jetstreamext.GetBatchOpt{jetstreamext.GetBatchMaxBytes(readBytes)}
+	if p.sequence > 0 {
+		options = append(options, jetstreamext.GetBatchSeq(p.sequence))
+	} else {
+		options = append(options, jetstreamext.GetBatchStartTime(p.time))
+	}
+	if p.subject != "" {
+		options = append(options, jetstreamext.GetBatchSubject(p.subject))
+	}
+	return options
 }
 
 // readBatch reads up to limit messages of a stream, fewer when they are large. Only
 // so many are read at a time: what they bring waits in one connection's memory,
 // which drops messages when it is too much.
-func readBatch[T any](ctx context.Context, e *engine, stream string, limit int, decode decoder[T], options ...jetstreamext.GetBatchOpt) ([]T, error) {
+func readBatch[T any](ctx context.Context, e *engine, stream string, limit int, decode decoder[T], from readFrom) ([]T, error) {
 	if err := e.reads.Acquire(ctx, 1); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	defer e.reads.Release(1)
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	answers, err := jetstreamext.GetBatch(ctx, e.js, stream, limit, append(options, jetstreamext.GetBatchMaxBytes(readBytes))...)
-	return collect(ctx, answers, err, decode)
+	answers, err := jetstreamext.GetBatch(ctx, e.js, stream, limit, from.options()...)
+	read, err := collect(ctx, answers, err, decode)
+	if err == nil && len(read) == 0 && e.shared {
+		return readOfLeader(ctx, e, stream, decode, from)
+	}
+	return read, err
 }
 
 // decoder makes something of a stored message.

@@ -3,6 +3,7 @@ package eventlog
 import (
 	"context"
 
+	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 )
@@ -55,10 +56,13 @@ func (e *engine) write(ctx context.Context, stream string, msg *nats.Msg) (seque
 	return sent.wait(ctx)
 }
 
-// last returns the newest message of a subject, or jetstream.ErrMsgNotFound. The
-// stream has one copy, so that its direct answers are as good as its leader's.
+// last returns the newest message of a subject, or jetstream.ErrMsgNotFound: of the
+// only copy there is, or of the leader's.
 func (e *engine) last(ctx context.Context, stream jetstream.Stream, subject string) (*jetstream.RawStreamMsg, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
+	if e.shared {
+		return e.askLeader(ctx, stream.CachedInfo().Config.Name, server.JSApiMsgGetRequest{LastFor: subject})
+	}
 	return stream.GetLastMsgForSubject(ctx, subject)
 }

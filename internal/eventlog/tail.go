@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+
+	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
 )
 
 const (
@@ -132,21 +134,29 @@ func (e *engine) follow(ctx context.Context, state jetstream.StreamState, age ti
 	if info := consumer.CachedInfo(); info != nil && info.NumPending == 0 {
 		loaded()
 	}
+	options := []jetstream.PullConsumeOpt{jetstream.PullMaxMessagesWithBytesLimit(tailBatch, tailBatchBytes)}
+	if e.shared {
+		options = append(options, jetstream.PullHeartbeat(beatInterval), jetstream.PullExpiry(sharedExpiry))
+	}
 	following, err := consumer.Consume(func(msg jetstream.Msg) {
 		place, err := msg.Metadata()
 		if err != nil { // it is of no stream
 			return
 		}
-		e.tail.add(orderRecord(msg.Subject(), place.Sequence.Stream, place.Timestamp, msg.Headers(), msg.Data()))
+		record := orderRecord(msg.Subject(), place.Sequence.Stream, place.Timestamp, msg.Headers(), msg.Data())
+		if record.Kind == ordergatev1.OrderEventKind_ORDER_EVENT_KIND_ERASED {
+			e.tail.forget(record.OrderID, record.Sequence)
+		}
+		e.tail.add(record)
 		e.arrive(place.Sequence.Stream)
 		if place.NumPending == 0 {
 			loaded()
 		}
-	}, jetstream.PullMaxMessagesWithBytesLimit(tailBatch, tailBatchBytes), jetstream.ConsumeErrHandler(func(_ jetstream.ConsumeContext, err error) {
+	}, append(options, jetstream.ConsumeErrHandler(func(_ jetstream.ConsumeContext, err error) {
 		if e.dead.Err() == nil {
 			e.logger.Warn("following the order events was interrupted; going on", "error", err)
 		}
-	}))
+	}))...)
 	if err != nil {
 		return err
 	}

@@ -46,6 +46,12 @@ const (
 	backlogAge      = 24 * time.Hour
 	backlogInterval = time.Hour
 
+	// leadInterval is how often it is looked whether this gateway keeps the cursor now,
+	// and budgetInterval how often the gateways share the requests to Stripe anew.
+	leadInterval   = 5 * time.Second
+	budgetInterval = 5 * time.Second
+
+	backfillLease = "backfill"
 	cursorKey     = "backfill-cursor"
 	accountPrefix = "account."
 )
@@ -88,6 +94,17 @@ func (p *Pipeline) Backfill(ctx context.Context, since time.Time, progress func(
 		return BackfillReport{}, ErrBusy
 	}
 	defer p.backfills.running.Unlock()
+	lease, err := p.Log.Acquire(ctx, backfillLease)
+	if errors.Is(err, eventlog.ErrTaken) {
+		return BackfillReport{}, fmt.Errorf("%w: %w", ErrBusy, err)
+	}
+	if err != nil {
+		return BackfillReport{}, err
+	}
+	defer lease.Release()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(lease.Held(), cancel)()
 	now := time.Now()
 	if earliest := now.Add(-backfillReach); since.Before(earliest) {
 		since = earliest
@@ -202,10 +219,21 @@ func (p *Pipeline) keepCursor(ctx context.Context) {
 	var warned time.Time
 	for ctx.Err() == nil {
 		wait := cursorInterval
-		if err := p.catchUp(ctx); err != nil && ctx.Err() == nil {
+		if !p.Log.Leads() { // another gateway does it
+			select {
+			case <-ctx.Done():
+			case <-time.After(leadInterval):
+			}
+			continue
+		}
+		err := p.catchUp(ctx)
+		switch {
+		case errors.Is(err, ErrBusy): // who lists events now, an operator perhaps, need not list these
+			wait = leadInterval
+		case err != nil && ctx.Err() == nil:
 			wait = pause.NextBackOff()
 			p.Logger.Error("what Stripe sent while the gateway was away could not be listed; trying again", "in", wait, "error", err)
-		} else {
+		default:
 			pause.Reset()
 		}
 		if time.Since(warned) > backlogInterval {
@@ -217,6 +245,25 @@ func (p *Pipeline) keepCursor(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 		case <-time.After(wait):
+		}
+	}
+}
+
+// shareBudget lets this gateway have its part of the requests that may go to Stripe.
+func (p *Pipeline) shareBudget(ctx context.Context) {
+	if p.Stripe == nil || !p.Log.Shared() {
+		return
+	}
+	tick := time.NewTicker(budgetInterval)
+	defer tick.Stop()
+	for {
+		if members, err := p.Log.Members(ctx); err == nil {
+			p.Stripe.Share(len(members))
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
 		}
 	}
 }

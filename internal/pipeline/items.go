@@ -157,6 +157,9 @@ func (p *Pipeline) completeItems(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
+		if !p.Log.Leads() { // another gateway does it
+			continue
+		}
 		if err := p.completeAll(ctx); err != nil && ctx.Err() == nil {
 			p.Logger.Debug("line items are still missing", "error", err)
 		}

@@ -21,6 +21,7 @@ import (
 	"log/slog"
 	"maps"
 	"math"
+	"math/rand/v2"
 	"runtime"
 	"runtime/debug"
 	"slices"
@@ -57,6 +58,7 @@ const (
 	// maxConflicts is how often one delivery applies an event again because
 	// another writer was faster.
 	maxConflicts = 10
+	maxConflictPause = 10 * time.Millisecond
 	// parallel is how many orders the fast lane works on at a time.
 	parallel = 8
 	// maxFinishing is how many batches may wait for their flush while the next one
@@ -162,6 +164,7 @@ func (p *Pipeline) Run(ctx context.Context) error {
 	var background sync.WaitGroup
 	background.Go(func() { p.completeItems(ctx) })
 	background.Go(func() { p.keepCursor(ctx) })
+	background.Go(func() { p.shareBudget(ctx) })
 	defer background.Wait()
 	defer p.slow.Wait()
 	defer p.finishing.Wait()
@@ -246,9 +249,27 @@ func (p *Pipeline) goSlow(ctx context.Context, r *result) {
 	r.slow, r.err = true, nil
 	p.slow.Go(func() {
 		defer p.slowSlots.Release(1)
+		defer p.keep(r)()
 		p.convert(ctx, r)
 		p.finish(ctx, []*result{r})
 	})
+}
+
+// keep has an event not come again, to this or another gateway, until stop.
+func (p *Pipeline) keep(r *result) (stop func()) {
+	tick, stopped := time.NewTicker(eventlog.KeepInterval), make(chan struct{})
+	go func() {
+		defer tick.Stop()
+		for {
+			select {
+			case <-stopped:
+				return
+			case <-tick.C:
+				_ = r.message.Keep() // it comes again then, which changes nothing
+			}
+		}
+	}()
+	return func() { close(stopped) }
 }
 
 // finish flushes what was made of events, and then is done with them.
@@ -415,6 +436,11 @@ func (p *Pipeline) change(ctx context.Context, orderID, sourceEventID string, de
 		err = p.append(ctx, change, sourceEventID, previous)
 		if !errors.Is(err, eventlog.ErrConflict) {
 			return change, err
+		}
+		select { // the other write may still be on its way
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(rand.N(maxConflictPause)):
 		}
 	}
 	return nil, fmt.Errorf("order %s changes too fast: %w", orderID, eventlog.ErrConflict)

@@ -13,8 +13,9 @@ import (
 // budget is what all requests share: how many there may be a second, and the
 // pause that Stripe has asked for.
 type budget struct {
-	limiter *rate.Limiter
-	log     *slog.Logger
+	perSecond float64 // of all gateways
+	limiter   *rate.Limiter
+	log       *slog.Logger
 
 	mu     sync.Mutex
 	paused time.Time // until when
@@ -23,7 +24,13 @@ type budget struct {
 // newBudget makes a budget of so many requests a second. They are spaced evenly:
 // a burst on top would go over Stripe's limit in the second it is used in.
 func newBudget(perSecond float64, log *slog.Logger) *budget {
-	return &budget{limiter: rate.NewLimiter(rate.Limit(perSecond), 1), log: log}
+	return &budget{perSecond: perSecond, limiter: rate.NewLimiter(rate.Limit(perSecond), 1), log: log}
+}
+
+// Share makes this client one of a number of clients, of as many gateways, that share
+// the requests a second. Fewer than one count as one.
+func (c *Client) Share(gateways int) {
+	c.budget.limiter.SetLimit(rate.Limit(c.budget.perSecond / float64(max(gateways, 1))))
 }
 
 // wait returns when a request may be sent. When ctx would be done before, it

@@ -1,0 +1,136 @@
+// Package natsconn connects to an existing NATS cluster, as the settings say.
+package natsconn
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+)
+
+// connectTimeout bounds the attempt to connect to one server.
+const connectTimeout = 3 * time.Second
+
+// Pings find a server that is cut off: after pingInterval times maxPings.
+const (
+	pingInterval = time.Second
+	maxPings     = 3
+)
+
+// Config says where the cluster is, and what is shown to it. A URL may hold a user
+// and a password, or a token.
+type Config struct {
+	// URLs are the addresses of its servers: nats://host:4222, or tls:// with TLS.
+	URLs []string
+	// Creds is a file with a user's JWT and NKey seed (nsc makes it); NKey is a file
+	// with a seed alone. At most one of them.
+	Creds, NKey string
+	// CA is a file with the authorities of the servers' certificates, in PEM; the
+	// system's when empty. Cert and Key are files with a client certificate.
+	CA, Cert, Key string
+}
+
+// Check returns all that is wrong, each problem with its mend, or nil.
+func (c Config) Check() error {
+	var problems []error
+	wrong := func(format string, args ...any) { problems = append(problems, fmt.Errorf(format, args...)) }
+	for _, text := range c.URLs {
+		u, err := url.Parse(text)
+		switch {
+		case err != nil:
+			wrong("--nats-url: one of its addresses is no URL: write nats://HOST:4222, or tls://HOST:4222 with TLS; several with commas") // it may hold a password
+		case u.Scheme != "nats" && u.Scheme != "tls" || u.Hostname() == "":
+			wrong("--nats-url %s: write nats://HOST:4222, or tls://HOST:4222 with TLS; several with commas", u.Redacted())
+		}
+	}
+	if c.Creds != "" && c.NKey != "" {
+		wrong("--nats-creds and --nats-nkey: give one of them, whichever the cluster's operator made")
+	}
+	if (c.Cert == "") != (c.Key == "") {
+		wrong("--nats-cert %q and --nats-key %q: give both, or none", c.Cert, c.Key)
+	}
+	for _, file := range []struct{ flag, name string }{{"--nats-creds", c.Creds}, {"--nats-nkey", c.NKey}, {"--nats-ca", c.CA}, {"--nats-cert", c.Cert}, {"--nats-key", c.Key}} {
+		if file.name == "" {
+			continue
+		}
+		if _, err := os.Stat(file.name); err != nil {
+			wrong("%s: %w", file.flag, err)
+		}
+	}
+	return errors.Join(problems...)
+}
+
+// Redacted are the addresses without what they hold of secrets.
+func (c Config) Redacted() string {
+	var all []string
+	for _, text := range c.URLs {
+		if u, err := url.Parse(text); err == nil {
+			all = append(all, u.Redacted())
+		}
+	}
+	return strings.Join(all, ",")
+}
+
+// Connect connects to one of the servers. A connection that is lost is closed: it
+// does not come back by itself. ended is called then, with the reason; it may be nil.
+func Connect(ctx context.Context, c Config, name string, ended func(error)) (*nats.Conn, error) {
+	options := []nats.Option{
+		nats.Name(name),
+		nats.NoReconnect(),
+		nats.Timeout(connectTimeout),
+		nats.PingInterval(pingInterval),
+		nats.MaxPingsOutstanding(maxPings),
+		nats.IgnoreDiscoveredServers(),
+	}
+	if c.Creds != "" {
+		options = append(options, nats.UserCredentials(c.Creds))
+	}
+	if c.NKey != "" {
+		option, err := nats.NkeyOptionFromSeed(c.NKey)
+		if err != nil {
+			return nil, fmt.Errorf("--nats-nkey %s: %w", c.NKey, err)
+		}
+		options = append(options, option)
+	}
+	if c.CA != "" {
+		options = append(options, nats.RootCAs(c.CA))
+	}
+	if c.Cert != "" {
+		options = append(options, nats.ClientCert(c.Cert, c.Key))
+	}
+	var lost error
+	options = append(options,
+		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) { lost = err }),
+		nats.ClosedHandler(func(conn *nats.Conn) {
+			if ended != nil {
+				ended(errors.Join(lost, conn.LastError()))
+			}
+		}))
+	conn, err := nats.Connect(strings.Join(c.URLs, ","), options...)
+	if err != nil {
+		return nil, fmt.Errorf("connect to NATS at %s: %w%s", c.Redacted(), err, mend(err))
+	}
+	if ctx.Err() != nil {
+		conn.Close()
+		return nil, ctx.Err()
+	}
+	return conn, nil
+}
+
+// mend says what to do about an error of connecting, if that is known.
+func mend(err error) string {
+	switch {
+	case errors.Is(err, nats.ErrAuthorization), errors.Is(err, nats.ErrAuthExpired), errors.Is(err, nats.ErrAuthRevoked):
+		return ": it does not know these credentials: see --nats-creds and --nats-nkey"
+	case errors.Is(err, nats.ErrSecureConnRequired), errors.Is(err, nats.ErrSecureConnWanted):
+		return ": one side wants TLS and the other does not: write tls:// or nats:// in --nats-url"
+	case errors.Is(err, nats.ErrNoServers):
+		return ": is it running, and can it be reached from here? Its client port is 4222 unless it says otherwise"
+	}
+	return ""
+}
