@@ -53,7 +53,9 @@ func TestCheck(t *testing.T) {
 		{"body too large", func(c *Config) { c.MaxBodyBytes = 1 << 30 }, "--max-body-bytes"},
 		{"inbox too short", func(c *Config) { c.InboxMaxAge = time.Hour }, "--inbox-max-age"},
 		{"orders too short", func(c *Config) { c.OrdersMaxAge = 0 }, "--orders-max-age"},
-		{"a cluster", func(c *Config) { c.DataDir, c.NATS = "", NATS{URLs: []string{"nats://a:4222", "tls://b:4222"}, Replicas: 3} }, ""},
+		{"a cluster", func(c *Config) {
+			c.DataDir, c.NATS = "", NATS{URLs: []string{"nats://a:4222", "tls://b:4222"}, Replicas: 3}
+		}, ""},
 		{"a cluster and a directory", func(c *Config) { c.NATS = NATS{URLs: []string{"nats://a:4222"}, Replicas: 3} }, "--data-dir"},
 		{"an encrypted cluster", func(c *Config) {
 			c.DataDir, c.EncryptionKeyFile, c.NATS = "", "key", NATS{URLs: []string{"nats://a:4222"}, Replicas: 3}

@@ -456,10 +456,15 @@ func (e *engine) readDurable(ctx context.Context, after uint64, limit int) (reco
 
 // ScanOrders hands the durable events behind the sequence after, up to last, to
 // each, in batches and in their order; next is the sequence up to which all were
-// handed over. What is no longer kept it leaves out.
+// handed over. What is no longer kept it leaves out. It reads what is stored: from
+// memory, events of an order that is being erased are gone already.
 func (l *Log) ScanOrders(ctx context.Context, after, last uint64, each func(records []*OrderRecord, next uint64) error) error {
 	for after < last {
-		records, next, err := l.ReadOrders(ctx, after, scanBatch)
+		e, err := l.current()
+		if err != nil {
+			return err
+		}
+		records, next, err := e.readDurable(ctx, after, scanBatch)
 		if errors.Is(err, ErrExpired) {
 			state, err := l.OrdersState(ctx)
 			if err != nil {

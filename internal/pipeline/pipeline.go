@@ -57,7 +57,7 @@ const (
 	maxLookups = 70
 	// maxConflicts is how often one delivery applies an event again because
 	// another writer was faster.
-	maxConflicts = 10
+	maxConflicts     = 10
 	maxConflictPause = 10 * time.Millisecond
 	// parallel is how many orders the fast lane works on at a time.
 	parallel = 8
