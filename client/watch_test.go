@@ -729,7 +729,7 @@ func runGateway(t *testing.T, ctx context.Context, dir, addr string, fill func(*
 	}
 	t.Cleanup(func() { log.Close() })
 	fill(log)
-	server := grpcapi.New(log, pipeline.New(pipeline.Config{Log: log, Sources: orders.DefaultSources(), ItemsDeadline: 30 * time.Second, Logger: logger, Metrics: prometheus.NewRegistry()}), subscription.New(log, logger), grpcapi.Security{Access: auth.Everybody()}, logger)
+	server := grpcapi.New(log, pipeline.New(pipeline.Config{Log: log, Sources: orders.DefaultSources(), ItemsDeadline: 30 * time.Second, Logger: logger, Metrics: prometheus.NewRegistry()}), subscription.New(log, logger), nil, grpcapi.Security{Access: auth.Everybody()}, logger)
 	listener, err := net.Listen("tcp", addr)
 	if err != nil {
 		t.Fatal(err)

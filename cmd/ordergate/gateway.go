@@ -24,6 +24,7 @@ import (
 	"github.com/ordergate/ordergate/internal/grpcapi"
 	"github.com/ordergate/ordergate/internal/ingress"
 	"github.com/ordergate/ordergate/internal/orders"
+	"github.com/ordergate/ordergate/internal/peers"
 	"github.com/ordergate/ordergate/internal/pipeline"
 	"github.com/ordergate/ordergate/internal/stripeapi"
 	"github.com/ordergate/ordergate/internal/subscription"
@@ -46,6 +47,7 @@ type gateway struct {
 	log           *eventlog.Log
 	pipeline      *pipeline.Pipeline
 	subscriptions *subscription.Manager
+	peers         *peers.Peers // nil where the log is not shared
 	secrets       *ingress.Secrets
 	access        *auth.Access
 	keys          *auth.Keys // nil without TLS
@@ -153,7 +155,12 @@ func newGateway(ctx context.Context, cfg config.Config, logger *slog.Logger) (_ 
 	if p.keys != nil {
 		security.TLS = p.keys.Config("h2")
 	}
-	g.grpc = grpcapi.New(g.log, g.pipeline, g.subscriptions, security, logger)
+	var others grpcapi.Peers
+	if logCfg.Cluster != nil {
+		g.peers = peers.New(logCfg.Cluster.Config, g.log, logger)
+		others = g.peers
+	}
+	g.grpc = grpcapi.New(g.log, g.pipeline, g.subscriptions, others, security, logger)
 	metrics.MustRegister(g.grpc.Collector())
 	g.conn, err = grpc.NewClient(inProcessTarget, g.dialOptions()...)
 	if err != nil {
@@ -280,11 +287,16 @@ func (g *gateway) ready(ctx context.Context) func() error {
 func (g *gateway) run(ctx context.Context) error {
 	converting, stopConverting := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopConverting()
+	serving, stopServing := context.WithCancel(context.WithoutCancel(ctx)) // of the peers: as long as streams drain
+	defer stopServing()
 	group, ending := errgroup.WithContext(ctx)
 	group.Go(func() error { return serveHTTP(g.ingress, g.ingressListener) })
 	group.Go(func() error { return serveHTTP(g.admin, g.adminListener) })
 	group.Go(func() error { return g.grpc.Serve(g.grpcListener) })
 	group.Go(func() error { return g.grpc.ServeInProcess(g.inProcess) })
+	if g.peers != nil {
+		group.Go(func() error { g.peers.Run(serving, g.grpc.ServePeers); return nil })
+	}
 	group.Go(func() error { g.secrets.Watch(ending); return nil })
 	group.Go(func() error { g.access.Watch(ending); return nil })
 	for _, keys := range []*auth.Keys{g.keys, g.ingressKeys} {
@@ -301,6 +313,7 @@ func (g *gateway) run(ctx context.Context) error {
 	})
 	group.Go(func() error {
 		<-ending.Done()
+		defer stopServing()
 		return g.shutdown(stopConverting)
 	})
 	g.logger.Info("ordergate is ready", "version", version(),

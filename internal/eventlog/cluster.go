@@ -19,6 +19,11 @@ import (
 )
 
 const (
+	// joinTimeout bounds an attempt to open a log in a cluster, and joinPause the pause
+	// before the next one.
+	joinTimeout   = 20 * time.Second
+	joinPause     = 2 * time.Second
+	streamTimeout = 4 * time.Second // of one stream
 	// lagPause is how long a replica that lags is given before it is asked again, and
 	// lagPatience how often it is.
 	lagPause    = 50 * time.Millisecond
@@ -87,6 +92,9 @@ func (e *engine) join(ctx context.Context, cfg Config) error {
 // ensureShared creates a stream, or returns the one there is, if that is as it must
 // be: of several gateways none changes what the others rely on (see Migrate).
 func (e *engine) ensureShared(ctx context.Context, cfg Config, wanted jetstream.StreamConfig) (jetstream.Stream, error) {
+	// A request that comes while a leader is elected is never answered.
+	ctx, cancel := context.WithTimeout(ctx, streamTimeout)
+	defer cancel()
 	stream, err := e.js.Stream(ctx, wanted.Name)
 	if errors.Is(err, jetstream.ErrStreamNotFound) && !cfg.AsIs {
 		stream, err = e.js.CreateStream(ctx, wanted)

@@ -112,7 +112,11 @@ func newEngine(cfg Config) *engine {
 func openEngine(ctx context.Context, cfg Config) (_ *engine, err error) {
 	if cfg.restore == nil { // that takes as long as it takes
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, openTimeout)
+		timeout := openTimeout
+		if cfg.Cluster != nil {
+			timeout = joinTimeout
+		}
+		ctx, cancel = context.WithTimeout(ctx, timeout)
 		defer cancel()
 	}
 	e := newEngine(cfg)

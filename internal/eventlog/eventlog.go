@@ -233,6 +233,9 @@ func (l *Log) supervise(ctx context.Context, e *engine) {
 	pause := backoff.NewExponentialBackOff()
 	pause.InitialInterval = 100 * time.Millisecond
 	pause.MaxInterval = 30 * time.Second
+	if l.Shared() {
+		pause.MaxInterval = joinPause
+	}
 	for {
 		opened := time.Now()
 		select {

@@ -405,6 +405,20 @@ func (l *Log) AwaitOrders(ctx context.Context, after uint64) error {
 	}
 }
 
+// CatchUp waits for a moment until readers may see a sequence that another gateway has
+// shown, where several share the log. That they cannot is no error.
+func (l *Log) CatchUp(ctx context.Context, sequence uint64) error {
+	if durable, _ := l.Frontier(); !l.Shared() || sequence <= durable {
+		return nil
+	}
+	waiting, cancel := context.WithTimeout(ctx, loadTimeout)
+	defer cancel()
+	if err := l.AwaitOrders(waiting, sequence-1); err != nil && waiting.Err() == nil {
+		return err
+	}
+	return ctx.Err()
+}
+
 // Frontier returns the newest sequence that readers may see, and a channel that
 // is closed when that may have changed. It is 0 while the log is being reopened.
 func (l *Log) Frontier() (durable uint64, moved <-chan struct{}) {

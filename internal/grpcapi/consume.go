@@ -36,7 +36,11 @@ func (s *subscriptionService) Consume(stream grpc.BidiStreamingServer[ordergatev
 	if err != nil {
 		return err
 	}
-	if err := c.open(stream.Context(), s, first); err != nil {
+	err = c.open(stream.Context(), s, first)
+	if member := otherGateway(err, s.peers); member != "" {
+		return c.passOn(stream.Context(), s.peers, member, first)
+	}
+	if err != nil {
 		return err
 	}
 	defer c.worker.Detach()

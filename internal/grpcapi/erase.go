@@ -29,7 +29,7 @@ func (s *orderService) EraseOrders(request *ordergatev1.EraseOrdersRequest, stre
 	defer cancel()
 	selection := pipeline.Selection{OrderIDs: request.GetOrderIds(), Customers: request.GetCustomers(), DryRun: request.GetDryRun()}
 	lastSent := time.Now()
-	report, err := s.pipeline.Erase(ctx, selection, s.subscriptions.Erase, func(report pipeline.ErasureReport) {
+	report, err := s.pipeline.Erase(ctx, selection, s.forgetEverywhere, func(report pipeline.ErasureReport) {
 		if time.Since(lastSent) < progressInterval {
 			return
 		}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/ordergate/ordergate/internal/auth"
 	"github.com/ordergate/ordergate/internal/eventlog"
+	"github.com/ordergate/ordergate/internal/peers"
 	"github.com/ordergate/ordergate/internal/pipeline"
 	"github.com/ordergate/ordergate/internal/stripeapi"
 	"github.com/ordergate/ordergate/internal/subscription"
@@ -44,6 +45,7 @@ const (
 	reasonLogUnavailable    = "LOG_UNAVAILABLE"
 	reasonLogFull           = "LOG_FULL"
 	reasonShuttingDown      = "SHUTTING_DOWN"
+	reasonMoved             = "SUBSCRIPTION_MOVED"
 	reasonInternal          = "INTERNAL"
 )
 
@@ -91,6 +93,7 @@ func statusOf(err error) *status.Status {
 		expired *expiredToken
 		missing *missingEvent
 		unknown *auth.UnauthenticatedError
+		there   *subscription.ElsewhereError
 		denied  *auth.DeniedError
 	)
 	switch {
@@ -122,6 +125,8 @@ func statusOf(err error) *status.Status {
 		return newStatus(codes.Unavailable, errShuttingDown.Error(), reasonShuttingDown, nil, retryInfo())
 	case errors.Is(err, errRenew):
 		return newStatus(codes.Unavailable, errRenew.Error(), reasonShuttingDown, nil)
+	case errors.Is(err, subscription.ErrMoved), errors.Is(err, peers.ErrAway), errors.As(err, &there):
+		return newStatus(codes.Unavailable, "the gateway that had the subscription is gone, or another has taken it over: try again", reasonMoved, nil, retryInfo())
 	case errors.Is(err, context.Canceled):
 		return status.New(codes.Canceled, "the caller cancelled")
 	case errors.Is(err, pipeline.ErrNoKey):

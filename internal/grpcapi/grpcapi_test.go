@@ -70,7 +70,7 @@ func newGuardedGateway(t *testing.T, dir string, stripe *stripeapi.Client, secur
 	pipeline := pipeline.New(pipeline.Config{Log: log, Stripe: stripe, Sources: orders.DefaultSources(), ItemsDeadline: 30 * time.Second, Logger: logger, Metrics: prometheus.NewRegistry()})
 	subscriptions := subscription.New(log, logger)
 	t.Cleanup(subscriptions.Close)
-	server := New(log, pipeline, subscriptions, security, logger)
+	server := New(log, pipeline, subscriptions, nil, security, logger)
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -588,7 +588,7 @@ func TestUnknownErrorsStayInside(t *testing.T) {
 }
 
 func TestPanicIsAnInternalError(t *testing.T) {
-	m := guard{auth.Everybody(), slog.New(slog.DiscardHandler)}
+	m := guard{access: auth.Everybody(), logger: slog.New(slog.DiscardHandler)}
 	_, err := m.unary(t.Context(), nil, &grpc.UnaryServerInfo{FullMethod: ordergatev1.OrderService_GetOrder_FullMethodName}, func(context.Context, any) (any, error) { panic("boom") })
 	expectProblem(t, err, problem{Code: codes.Internal, Reason: "INTERNAL"})
 }

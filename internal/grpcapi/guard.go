@@ -83,11 +83,12 @@ func (g guard) shownBy(ctx context.Context) auth.Shown {
 	return auth.Shown{Authorization: sent.Get("authorization"), Private: auth.Loopback(from.LocalAddr)}
 }
 
-// guard is the edge of every RPC: it lets callers in, and it is where errors
-// become statuses, and panics errors.
+// guard is the edge of every RPC: it lets callers in, passes on what another gateway
+// is to answer, and it is where errors become statuses, and panics errors.
 type guard struct {
 	access *auth.Access
 	logger *slog.Logger
+	peers  Peers // nil where the log is not shared
 }
 
 func (g guard) unary(ctx context.Context, request any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (response any, err error) {
@@ -101,7 +102,11 @@ func (g guard) unary(ctx context.Context, request any, info *grpc.UnaryServerInf
 	if err := call.Check(request); err != nil {
 		return nil, err
 	}
-	return handler(ctx, request)
+	response, err = handler(ctx, request)
+	if member := otherGateway(err, g.peers); member != "" {
+		return passOn(ctx, g.peers, member, info.FullMethod, request)
+	}
+	return response, err
 }
 
 func (g guard) stream(service any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {

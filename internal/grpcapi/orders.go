@@ -32,6 +32,7 @@ type orderService struct {
 	log           *eventlog.Log
 	pipeline      *pipeline.Pipeline
 	subscriptions *subscription.Manager
+	peers         Peers // nil where the log is not shared
 	// draining ends when open streams are to end.
 	draining context.Context
 	measures *measures

@@ -49,6 +49,7 @@ var drainAge = 34 * time.Minute
 // Server is the gRPC server.
 type Server struct {
 	grpc   *grpc.Server
+	peers  *grpc.Server // nil where the log is not shared
 	health *health.Server
 	log    *eventlog.Log
 	drains *drains
@@ -61,12 +62,13 @@ type Server struct {
 }
 
 // New returns a server that shows what is in a log, hands out what subscriptions
-// have, and has the log's pipeline do what operators ask for.
-func New(log *eventlog.Log, pipeline *pipeline.Pipeline, subscriptions *subscription.Manager, security Security, logger *slog.Logger) *Server {
+// have, and has the log's pipeline do what operators ask for. peers are those that
+// share the log, nil when nobody does.
+func New(log *eventlog.Log, pipeline *pipeline.Pipeline, subscriptions *subscription.Manager, peers Peers, security Security, logger *slog.Logger) *Server {
 	s := &Server{log: log, health: health.NewServer(), measures: newMeasures()}
 	s.draining, s.drain = context.WithCancel(context.Background())
 	s.drains = &drains{draining: s.draining}
-	guard := guard{security.Access, logger}
+	guard := guard{security.Access, logger, peers}
 	s.grpc = grpc.NewServer(
 		grpc.ForceServerCodecV2(newWireCodec()),
 		grpc.MaxRecvMsgSize(maxRequestBytes),
@@ -83,9 +85,15 @@ func New(log *eventlog.Log, pipeline *pipeline.Pipeline, subscriptions *subscrip
 		grpc.ChainUnaryInterceptor(s.measures.unary, guard.unary),
 		grpc.ChainStreamInterceptor(s.measures.stream, guard.stream),
 	)
-	ordergatev1.RegisterOrderServiceServer(s.grpc, &orderService{log: log, pipeline: pipeline, subscriptions: subscriptions, draining: s.draining, measures: s.measures})
+	ordergatev1.RegisterOrderServiceServer(s.grpc, &orderService{log: log, pipeline: pipeline, subscriptions: subscriptions, peers: peers, draining: s.draining, measures: s.measures})
 	ordergatev1.RegisterEventServiceServer(s.grpc, &eventService{log: log, pipeline: pipeline, draining: s.draining, logger: logger})
-	ordergatev1.RegisterSubscriptionServiceServer(s.grpc, &subscriptionService{log: log, subscriptions: subscriptions, drains: s.drains, measures: s.measures, logger: logger})
+	service := &subscriptionService{log: log, subscriptions: subscriptions, peers: peers, drains: s.drains, measures: s.measures, logger: logger}
+	ordergatev1.RegisterSubscriptionServiceServer(s.grpc, service)
+	if peers != nil {
+		forPeers := *service
+		forPeers.peers = nil
+		s.peers = newPeerServer(&forPeers, guard)
+	}
 	healthv1.RegisterHealthServer(s.grpc, s.health)
 	reflection.Register(s.grpc)
 	s.reportHealth()
@@ -108,6 +116,10 @@ func (s *Server) Serve(listener net.Listener) error {
 func (s *Server) ServeInProcess(listener net.Listener) error {
 	return s.Serve(inProcessListener{listener})
 }
+
+// ServePeers accepts the calls of gateways that share the log, until the server is
+// shut down.
+func (s *Server) ServePeers(listener net.Listener) error { return s.peers.Serve(listener) }
 
 // MonitorHealth keeps the health service in step with the log until ctx ends.
 func (s *Server) MonitorHealth(ctx context.Context) {
@@ -146,14 +158,22 @@ func (s *Server) Shutdown(ctx context.Context) {
 	s.drains.end = end.Add(-drainMargin)
 	s.drain()
 	stopped := make(chan struct{})
+	servers := []*grpc.Server{s.grpc}
+	if s.peers != nil {
+		servers = append(servers, s.peers)
+	}
 	go func() {
-		s.grpc.GracefulStop()
+		for _, server := range servers {
+			server.GracefulStop()
+		}
 		close(stopped)
 	}()
 	select {
 	case <-stopped:
 	case <-ctx.Done():
-		s.grpc.Stop()
+		for _, server := range servers {
+			server.Stop()
+		}
 		<-stopped
 	}
 }

@@ -11,6 +11,8 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
@@ -44,6 +46,7 @@ type subscriptionService struct {
 	ordergatev1.UnimplementedSubscriptionServiceServer
 	log           *eventlog.Log
 	subscriptions *subscription.Manager
+	peers         Peers // nil where none has another part of the subscriptions, or this is for them
 	drains        *drains
 	measures      *measures
 	logger        *slog.Logger
@@ -80,7 +83,7 @@ func (s *subscriptionService) sequenceAt(ctx context.Context, position *ordergat
 	}
 	switch p := position.GetPosition().(type) {
 	case *ordergatev1.SubscriptionPosition_ResumeToken:
-		return resumeAfter(p.ResumeToken, state)
+		return resumeSoonAfter(ctx, s.log, p.ResumeToken, state)
 	case *ordergatev1.SubscriptionPosition_Time:
 		if err := p.Time.CheckValid(); err != nil {
 			return 0, invalid(field+".time", "is not a time: %v", err)
@@ -108,6 +111,20 @@ func (s *subscriptionService) describe(ctx context.Context, name string) (*order
 		return nil, err
 	}
 	return opened.Describe(ctx)
+}
+
+// describeAnywhere is describe also for what another gateway has.
+func (s *subscriptionService) describeAnywhere(ctx context.Context, name string) (*ordergatev1.Subscription, error) {
+	described, err := s.describe(ctx, name)
+	member := otherGateway(err, s.peers)
+	if member == "" {
+		return described, err
+	}
+	response, err := passOn(ctx, s.peers, member, ordergatev1.SubscriptionService_GetSubscription_FullMethodName, &ordergatev1.GetSubscriptionRequest{Subscription: name})
+	if err != nil {
+		return nil, err
+	}
+	return response.(*ordergatev1.GetSubscriptionResponse).GetSubscription(), nil
 }
 
 func (s *subscriptionService) open(ctx context.Context, name string) (*subscription.Subscription, error) {
@@ -142,8 +159,8 @@ func (s *subscriptionService) ListSubscriptions(ctx context.Context, request *or
 		if page.full() {
 			return &ordergatev1.ListSubscriptionsResponse{Subscriptions: page.items, NextPageToken: base64.RawURLEncoding.EncodeToString([]byte(names[i-1]))}, nil
 		}
-		described, err := s.describe(ctx, name)
-		if errors.Is(err, subscription.ErrNotFound) {
+		described, err := s.describeAnywhere(ctx, name)
+		if errors.Is(err, subscription.ErrNotFound) || status.Code(err) == codes.NotFound {
 			continue // deleted just now
 		}
 		if err != nil {

@@ -76,7 +76,7 @@ func (w *watcher) start(ctx context.Context, request *ordergatev1.WatchOrdersReq
 	w.logID, w.past, w.lastSent = state.LogID, state.Durable, time.Now()
 	switch start := request.GetStart().(type) {
 	case *ordergatev1.WatchOrdersRequest_ResumeToken:
-		w.after, err = resumeAfter(start.ResumeToken, state)
+		w.after, err = resumeSoonAfter(ctx, w.log, start.ResumeToken, state)
 	case *ordergatev1.WatchOrdersRequest_StartTime:
 		if err := start.StartTime.CheckValid(); err != nil {
 			return invalid("start_time", "is not a time: %v", err)
@@ -89,6 +89,20 @@ func (w *watcher) start(ctx context.Context, request *ordergatev1.WatchOrdersReq
 		}
 	}
 	return err
+}
+
+// resumeSoonAfter is resumeAfter that waits for what another gateway has shown already.
+func resumeSoonAfter(ctx context.Context, log *eventlog.Log, token string, state eventlog.OrdersState) (uint64, error) {
+	var after uint64
+	if err := decodeToken(token, resumeToken, state.LogID, &after); err == nil && after > state.Durable {
+		if err := log.CatchUp(ctx, after); err != nil {
+			return 0, err
+		}
+		if state, err = log.OrdersState(ctx); err != nil {
+			return 0, err
+		}
+	}
+	return resumeAfter(token, state)
 }
 
 // resumeAfter returns the sequence of a resume token. A token that no log could

@@ -86,7 +86,7 @@ func TestErase(t *testing.T) {
 
 	for _, id := range []string{"cs_dead", "cs_out"} {
 		tombstone := f.append(&ordergatev1.Order{Id: id}, erasedKind)
-		if err := f.m.Erase(f.ctx(), tombstone); err != nil {
+		if _, err := f.m.Erase(f.ctx(), tombstone); err != nil {
 			t.Fatal(err)
 		}
 		if n, err := f.log.EraseOrderEvents(f.ctx(), id, tombstone.Sequence); n != 2 || err != nil {

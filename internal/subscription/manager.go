@@ -22,11 +22,13 @@
 package subscription
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"regexp"
 	"slices"
@@ -106,12 +108,18 @@ func New(log *eventlog.Log, logger *slog.Logger) *Manager {
 	return m
 }
 
-// watchLog has everything stored again whenever the log was opened again.
+// watchLog has everything stored again whenever the log was opened again; where others
+// share the log, loaded again.
 func (m *Manager) watchLog(ctx context.Context) {
 	known, _ := m.log.Opened()
 	for {
 		times, changed := m.log.Opened()
-		if times != known {
+		switch {
+		case times == known:
+		case m.log.Shared():
+			known = times
+			m.dropAll()
+		default:
 			known = times
 			m.mu.Lock()
 			for _, s := range m.loaded {
@@ -156,11 +164,12 @@ func (m *Manager) Create(ctx context.Context, settings *ordergatev1.Subscription
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	names, err := m.settings().Keys(ctx)
+	exists := fmt.Errorf("%w: %s", ErrExists, settings.GetName())
 	switch {
 	case err != nil:
 		return nil, err
 	case slices.Contains(names, settings.GetName()):
-		return nil, fmt.Errorf("%w: %s", ErrExists, settings.GetName())
+		return nil, exists
 	case len(names) >= maxSubscriptions:
 		return nil, ErrTooMany
 	}
@@ -168,29 +177,37 @@ func (m *Manager) Create(ctx context.Context, settings *ordergatev1.Subscription
 	settings.CreateTime = timestamppb.Now()
 	uid := nuid.Next()
 	begin := place{epoch: 1, position: after}
-	if err := m.log.Bucket(eventlog.Places).Put(ctx, uid, begin.encode()); err != nil {
+	places := m.log.Bucket(eventlog.Places)
+	if err := places.Put(ctx, uid, begin.encode()); err != nil {
 		return nil, err
 	}
-	if err := m.put(ctx, uid, settings); err != nil {
+	value, err := encodeSettings(uid, settings)
+	if err != nil {
+		return nil, err
+	}
+	claimed, err := m.settings().Claim(ctx, settings.GetName(), value)
+	if err != nil {
+		return nil, err
+	}
+	if !bytes.Equal(claimed, value) { // another gateway was faster
+		return nil, errors.Join(exists, places.Forget(ctx, uid))
+	}
+	if err := m.log.Flush(ctx); err != nil {
 		return nil, err
 	}
 	return m.load(ctx, settings.GetName())
 }
 
-// put stores settings, and returns when they are on disk.
-func (m *Manager) put(ctx context.Context, uid string, settings *ordergatev1.Subscription) error {
+func encodeSettings(uid string, settings *ordergatev1.Subscription) ([]byte, error) {
 	text, err := protojson.Marshal(settings)
 	if err != nil {
-		return fmt.Errorf("encode the settings of a subscription: %w", err)
+		return nil, fmt.Errorf("encode the settings of a subscription: %w", err)
 	}
 	value, err := json.Marshal(storedSubscription{uid, text})
 	if err != nil {
-		return fmt.Errorf("encode the settings of a subscription: %w", err)
+		return nil, fmt.Errorf("encode the settings of a subscription: %w", err)
 	}
-	if err := m.settings().Put(ctx, settings.GetName(), value); err != nil {
-		return err
-	}
-	return m.log.Flush(ctx)
+	return value, nil
 }
 
 // withDefaults returns settings in which everything has a value.
@@ -242,7 +259,14 @@ func (m *Manager) Update(ctx context.Context, name string, change func(*ordergat
 		return nil, err
 	}
 	settings = withDefaults(settings)
-	if err := m.put(ctx, s.uid, settings); err != nil {
+	value, err := encodeSettings(s.uid, settings)
+	if err != nil {
+		return nil, err
+	}
+	if err := m.settings().Put(ctx, name, value); err != nil {
+		return nil, err
+	}
+	if err := m.log.Flush(ctx); err != nil {
 		return nil, err
 	}
 	s.update(func(q *queue, _ time.Time) { q.settings = settings })
@@ -269,6 +293,14 @@ func (m *Manager) Delete(ctx context.Context, name string) error {
 	if err := m.log.Bucket(eventlog.HeldOrders).ForgetUnder(ctx, s.uid); err != nil {
 		return err
 	}
+	if m.log.Shared() {
+		if err := m.log.Bucket(eventlog.Places).ForgetUnder(ctx, s.uid); err != nil {
+			return err
+		}
+		if err := m.log.Bucket(eventlog.Owners).Forget(ctx, s.uid); err != nil {
+			return err
+		}
+	}
 	return m.log.Flush(ctx)
 }
 
@@ -278,7 +310,11 @@ func (m *Manager) load(ctx context.Context, name string) (*Subscription, error) 
 		return nil, ErrClosed
 	}
 	if s := m.loaded[name]; s != nil {
-		return s, nil
+		if !errors.Is(s.Err(), ErrMoved) {
+			return s, nil
+		}
+		s.background.Wait()
+		delete(m.loaded, name)
 	}
 	value, err := m.settings().Get(ctx, name)
 	if errors.Is(err, eventlog.ErrNotFound) {
@@ -301,6 +337,12 @@ func (m *Manager) load(ctx context.Context, name string) (*Subscription, error) 
 		q: newQueue(stored.UID, settings, m.life),
 	}
 	s.q.tracer = m.tracer
+	if err := m.claim(ctx, s.uid); err != nil {
+		return nil, err
+	}
+	if err := s.fence(ctx); err != nil {
+		return nil, err
+	}
 	if err := s.restore(ctx); err != nil {
 		return nil, fmt.Errorf("load the subscription %s: %w", name, err)
 	}
@@ -312,7 +354,7 @@ func (m *Manager) load(ctx context.Context, name string) (*Subscription, error) 
 
 // restore makes the queue what was stored of it.
 func (s *Subscription) restore(ctx context.Context) error {
-	value, err := s.log.Bucket(eventlog.Places).Get(ctx, s.uid)
+	value, err := s.places.Get(ctx, s.uid)
 	if err != nil {
 		return err
 	}
@@ -322,13 +364,16 @@ func (s *Subscription) restore(ctx context.Context) error {
 	}
 	q := s.q
 	q.epoch, q.position = stored.epoch, stored.position
+	if err := s.log.CatchUp(ctx, q.position); err != nil {
+		return err
+	}
 	if durable, _ := s.log.Frontier(); q.position > durable {
 		s.logger.Error("the subscription is ahead of the log: was the data directory put together of two? It goes on at the log's end",
 			"position", q.position, "log", durable)
 		q.position = durable
 	}
 	s.saved = q.position
-	err = s.log.Bucket(eventlog.HeldOrders).Entries(ctx, s.heldKey(">"), func(key string, value []byte) error {
+	err = s.held.EntriesUnder(ctx, s.uid, func(key string, value []byte) error {
 		var record heldOrder
 		if err := json.Unmarshal(value, &record); err != nil {
 			return fmt.Errorf("read what is held at %s: %w", key, err)
@@ -412,19 +457,25 @@ func (s *Subscription) restoreTombstones(ctx context.Context, from uint64) error
 
 // Erase has every subscription drop what it has of an order before its tombstone,
 // and go on with that, if its filter selects it. The order's earlier events can be
-// removed from the log when it returns.
-func (m *Manager) Erase(ctx context.Context, tombstone *eventlog.OrderRecord) error {
+// removed from the log when it returns, and when the gateways that it names have done
+// the same: they have the other subscriptions.
+func (m *Manager) Erase(ctx context.Context, tombstone *eventlog.OrderRecord) (others []string, err error) {
 	names, err := m.List(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
+	elsewhere := map[string]bool{}
 	for _, name := range names {
 		s, err := m.Open(ctx, name)
-		if errors.Is(err, ErrNotFound) {
+		var there *ElsewhereError
+		switch {
+		case errors.Is(err, ErrNotFound):
 			continue // it was deleted meanwhile
-		}
-		if err != nil {
-			return err
+		case errors.As(err, &there):
+			elsewhere[there.Member] = true
+			continue
+		case err != nil:
+			return nil, err
 		}
 		err = s.change(ctx, func(q *queue, now time.Time) error {
 			wanted, err := tombstone.Matches(q.settings.GetFilter())
@@ -434,10 +485,10 @@ func (m *Manager) Erase(ctx context.Context, tombstone *eventlog.OrderRecord) er
 			return err
 		})
 		if err != nil && !errors.Is(err, ErrNotFound) {
-			return fmt.Errorf("subscription %s: %w", name, err)
+			return nil, fmt.Errorf("subscription %s: %w", name, err)
 		}
 	}
-	return nil
+	return slices.Sorted(maps.Keys(elsewhere)), nil
 }
 
 // restoreHead puts the head of an order back, and what is behind it. A record of

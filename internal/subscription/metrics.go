@@ -2,6 +2,7 @@ package subscription
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -66,6 +67,10 @@ func (c *collector) Collect(metrics chan<- prometheus.Metric) {
 
 func (c *collector) measure(ctx context.Context, name string, metrics chan<- prometheus.Metric) error {
 	s, err := c.manager.Open(ctx, name)
+	var there *ElsewhereError
+	if errors.As(err, &there) { // where it is measured
+		return nil
+	}
 	if err != nil {
 		return err
 	}

@@ -43,6 +43,8 @@ type Subscription struct {
 	log    *eventlog.Log
 	logger *slog.Logger
 
+	places, held eventlog.Bucket // behind a fence
+
 	stop       context.CancelFunc
 	background sync.WaitGroup
 	wakeRead   chan struct{} // holds one
@@ -107,6 +109,9 @@ func (s *Subscription) update(change func(q *queue, now time.Time)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := time.Now()
+	if !s.log.Confirmed() {
+		s.lapse()
+	}
 	change(s.q, now)
 	if s.err != nil {
 		return
@@ -159,6 +164,12 @@ func (s *Subscription) storeAll(ctx context.Context) {
 		err := s.store(context.WithoutCancel(ctx))
 		if err != nil {
 			s.logger.Warn("what was settled could not be stored", "error", err)
+		}
+		if errors.Is(err, eventlog.ErrFenced) {
+			s.mu.Lock()
+			s.lapse()
+			s.mu.Unlock()
+			return
 		}
 		switch {
 		case last:
@@ -230,15 +241,14 @@ func (s *Subscription) write(ctx context.Context, c *changes) error {
 }
 
 func (s *Subscription) do(ctx context.Context, step storeStep, c *changes) error {
-	held := s.log.Bucket(eventlog.HeldOrders)
 	switch step {
 	case storePlace:
-		return s.log.Bucket(eventlog.Places).Put(ctx, s.uid, c.place)
+		return s.places.Put(ctx, s.uid, c.place)
 	case storeFlush:
 		return s.log.Flush(ctx)
 	case storeRecords:
 		for order, record := range c.records {
-			if err := held.Put(ctx, s.heldKey(order), record); err != nil {
+			if err := s.held.Put(ctx, s.heldKey(order), record); err != nil {
 				return err
 			}
 		}
@@ -249,7 +259,7 @@ func (s *Subscription) do(ctx context.Context, step storeStep, c *changes) error
 			}
 		}
 		for _, order := range c.gone {
-			if err := held.Delete(ctx, s.heldKey(order)); err != nil {
+			if err := s.held.Delete(ctx, s.heldKey(order)); err != nil {
 				return err
 			}
 		}
@@ -259,7 +269,7 @@ func (s *Subscription) do(ctx context.Context, step storeStep, c *changes) error
 
 // findUnknown adds the records that should not be there to those that go.
 func (s *Subscription) findUnknown(ctx context.Context, c *changes) error {
-	return s.log.Bucket(eventlog.HeldOrders).Entries(ctx, s.heldKey(">"), func(key string, _ []byte) error {
+	return s.held.EntriesUnder(ctx, s.uid, func(key string, _ []byte) error {
 		if order := strings.TrimPrefix(key, s.heldKey("")); c.records[order] == nil {
 			c.gone = append(c.gone, order)
 		}
@@ -513,7 +523,11 @@ func (w *Worker) wake() { wake(w.signal) }
 // Take returns what was assigned to the worker. The leases begin.
 func (w *Worker) Take() []Delivery {
 	var deliveries []Delivery
-	w.s.update(func(q *queue, now time.Time) { deliveries = q.take(w, now) })
+	w.s.update(func(q *queue, now time.Time) {
+		if w.s.err == nil {
+			deliveries = q.take(w, now)
+		}
+	})
 	return deliveries
 }
 

@@ -24,7 +24,7 @@ func (m *Manager) upkeep(ctx context.Context) {
 	tick := time.NewTicker(upkeepInterval)
 	defer tick.Stop()
 	for {
-		if err := m.keepHeld(ctx, time.Now()); err != nil && ctx.Err() == nil {
+		if err := m.keepAllHeld(ctx); err != nil && ctx.Err() == nil {
 			m.logger.Warn("the log could not be told what subscriptions need; trying again in an hour", "error", err)
 		}
 		if err := m.warnOfAge(ctx, time.Now()); err != nil && ctx.Err() == nil {
@@ -36,6 +36,14 @@ func (m *Manager) upkeep(ctx context.Context) {
 		case <-tick.C:
 		}
 	}
+}
+
+// keepAllHeld is keepHeld where no other gateway does it.
+func (m *Manager) keepAllHeld(ctx context.Context) error {
+	if !m.log.Leads() {
+		return nil
+	}
+	return m.keepHeld(ctx, time.Now())
 }
 
 // keepHeld has the log keep the oldest event that is held back or a dead letter,
@@ -84,8 +92,9 @@ func (m *Manager) warnOfAge(ctx context.Context, now time.Time) error {
 	}
 	for _, name := range names {
 		s, err := m.Open(ctx, name)
-		if errors.Is(err, ErrNotFound) {
-			continue // it was deleted meanwhile
+		var there *ElsewhereError
+		if errors.Is(err, ErrNotFound) || errors.As(err, &there) {
+			continue // it was deleted meanwhile, or its gateway says so
 		}
 		if err != nil {
 			return err
