@@ -236,7 +236,7 @@ func TestWhoMayDoWhat(t *testing.T) {
 
 // A method without a rule is refused to everybody.
 func TestMethodWithoutARule(t *testing.T) {
-	for name, g := range map[string]guard{"everybody": {auth.Everybody(), slog.New(slog.DiscardHandler)}, "nobody": {nil, slog.New(slog.DiscardHandler)}} {
+	for name, g := range map[string]guard{"everybody": {access: auth.Everybody(), logger: slog.New(slog.DiscardHandler)}, "nobody": {logger: slog.New(slog.DiscardHandler)}} {
 		_, err := g.unary(t.Context(), nil, &grpc.UnaryServerInfo{FullMethod: "/ordergate.v1.OrderService/New"}, func(context.Context, any) (any, error) {
 			t.Errorf("%s: it is called", name)
 			return nil, nil
@@ -527,7 +527,7 @@ func TestTicketsCountWithinTheProcessOnly(t *testing.T) {
 func TestLogNamesThePrincipal(t *testing.T) {
 	var log strings.Builder
 	c := newCallers(t, "")
-	g := guard{c.access, slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))}
+	g := guard{access: c.access, logger: slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))}
 	info := &grpc.UnaryServerInfo{FullMethod: ordergatev1.OrderService_GetOrder_FullMethodName}
 	if _, err := g.unary(t.Context(), nil, info, nil); err == nil {
 		t.Error("a caller without a peer is let in")
