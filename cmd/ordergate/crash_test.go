@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -208,6 +209,7 @@ type crashing struct {
 	dir                  string
 	ingress, grpc, admin string
 	command              string    // empty is ordergate
+	nats                 string    // the cluster that stores; empty is a data directory
 	args                 []string  // beside the usual
 	stderr               io.Writer // of the gateway; nil is the test's output
 	process              *exec.Cmd
@@ -215,9 +217,13 @@ type crashing struct {
 
 // launch starts the gateway, and does not wait for it.
 func (g *crashing) launch() {
-	g.process = exec.Command(cmp.Or(g.command, "ordergate"), "serve", "--data-dir", filepath.Join(g.dir, "data"),
+	store := []string{"--data-dir", filepath.Join(g.dir, "data")}
+	if g.nats != "" {
+		store = []string{"--nats-url", g.nats}
+	}
+	g.process = exec.Command(cmp.Or(g.command, "ordergate"), "serve",
 		"--ingress-addr", g.ingress, "--grpc-addr", g.grpc, "--admin-addr", g.admin, "--stripe-webhook-secret", crashSecret)
-	g.process.Args = append(g.process.Args, g.args...)
+	g.process.Args = slices.Concat(g.process.Args, store, g.args)
 	g.process.Dir, g.process.Stderr = g.dir, g.stderr
 	if g.stderr == nil {
 		g.process.Stderr = g.t.Output()
@@ -231,6 +237,11 @@ func (g *crashing) launch() {
 
 func (g *crashing) start(ctx context.Context) {
 	g.launch()
+	g.await(ctx)
+}
+
+// await returns when the gateway is ready.
+func (g *crashing) await(ctx context.Context) {
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for {

@@ -19,11 +19,13 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/ordergate/ordergate/client"
+	"github.com/ordergate/ordergate/internal/natscluster"
 	"github.com/ordergate/ordergate/internal/sample"
 	"github.com/ordergate/ordergate/internal/stripehook"
 )
 
 func TestMain(m *testing.M) {
+	natscluster.Main()
 	testscript.Main(m, map[string]func(){
 		"ordergate":           main,
 		"ordergate-collected": collectedBy(main),

@@ -47,7 +47,7 @@ func newPeerServer(subscriptions *subscriptionService, guard guard) *grpc.Server
 	server := grpc.NewServer(
 		grpc.ForceServerCodecV2(newWireCodec()),
 		grpc.MaxConcurrentStreams(maxStreams),
-		grpc.InitialWindowSize(peers.StreamWindow), grpc.InitialConnWindowSize(peers.ConnWindow),
+		grpc.StaticStreamWindowSize(peers.StreamWindow), grpc.StaticConnWindowSize(peers.ConnWindow),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: peerPings, PermitWithoutStream: true}),
 		grpc.UnaryInterceptor(func(ctx context.Context, request any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (response any, err error) {
 			defer func() { err = guard.finish(ctx, info.FullMethod, nil, err, recover()) }()

@@ -13,8 +13,12 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
-// connectTimeout bounds the attempt to connect to one server.
-const connectTimeout = 3 * time.Second
+// connectTimeout bounds the attempt to connect to one server, and writeTimeout how long
+// one may not take what is sent to it.
+const (
+	connectTimeout = 3 * time.Second
+	writeTimeout   = 10 * time.Second
+)
 
 // Pings find a server that is cut off: after pingInterval times maxPings.
 const (
@@ -86,6 +90,7 @@ func Connect(ctx context.Context, c Config, name string, ended func(error)) (*na
 		nats.PingInterval(pingInterval),
 		nats.MaxPingsOutstanding(maxPings),
 		nats.IgnoreDiscoveredServers(),
+		nats.FlusherTimeout(writeTimeout),
 	}
 	if c.Creds != "" {
 		options = append(options, nats.UserCredentials(c.Creds))
