@@ -49,7 +49,7 @@ const help = `Type here: kill X, start X, stop X or continue X, with 1 to 3 for 
 stop halts a process with its connections open, as if its cable was pulled; continue lets it go on.`
 
 // run runs everything until ctx ends.
-func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) (err error) {
+func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) error {
 	var s settings
 	helped := false
 	parser, err := kong.New(&s, kong.Name("localcluster"), kong.Description(description), kong.Writers(stdout, stderr), kong.Exit(func(int) { helped = true }))
