@@ -57,6 +57,32 @@ func (cfg Config) replicas() int {
 	return cmp.Or(cfg.Cluster.Replicas, 1)
 }
 
+// openShared opens a log in a cluster. It waits for one that cannot be reached, or has
+// no quorum; settings that are wrong are an error.
+func openShared(ctx context.Context, cfg Config) (*Log, error) {
+	for {
+		e, err := openEngine(ctx, cfg)
+		if err == nil {
+			l := newLog(cfg, e, nil, nil)
+			l.joinOthers()
+			return l, nil
+		}
+		var format *formatError
+		switch {
+		case ctx.Err() != nil:
+			return nil, ctx.Err()
+		case cfg.AsIs, errors.Is(err, ErrSettings), errors.As(err, &format), errors.Is(err, natsconn.ErrConfig):
+			return nil, err
+		}
+		cfg.Logger.Error("the log cannot be opened; trying again", "error", err)
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(joinPause):
+		}
+	}
+}
+
 // join connects to the cluster, and returns when the streams are there and right. The
 // engine dies with its connection.
 func (e *engine) join(ctx context.Context, cfg Config) error {

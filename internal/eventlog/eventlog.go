@@ -124,7 +124,7 @@ type Log struct {
 func Open(ctx context.Context, cfg Config) (_ *Log, err error) {
 	if cfg.Cluster != nil {
 		cfg.complete(nil)
-		return newLog(ctx, cfg, nil, nil)
+		return openShared(ctx, cfg)
 	}
 	lock, dir, err := holdDir(cfg.Dir)
 	if err != nil {
@@ -147,24 +147,21 @@ func Open(ctx context.Context, cfg Config) (_ *Log, err error) {
 	if err := checkFormat(cfg.Dir, cfg.key); err != nil {
 		return nil, err
 	}
-	return newLog(ctx, cfg, dir, lock)
-}
-
-func newLog(ctx context.Context, cfg Config, dir *os.File, lock *flock.Flock) (*Log, error) {
 	e, err := openEngine(ctx, cfg)
 	if err != nil {
 		return nil, err
 	}
+	return newLog(cfg, e, dir, lock), nil
+}
+
+func newLog(cfg Config, e *engine, dir *os.File, lock *flock.Flock) *Log {
 	supervised, stop := context.WithCancel(context.Background())
 	l := &Log{cfg: cfg, lock: lock, dir: dir, stop: stop, done: make(chan struct{}), engine: e, opened: 1, changed: make(chan struct{})}
 	if cfg.Metrics != nil {
 		cfg.Metrics.MustRegister(collector{l})
 	}
 	go l.supervise(supervised, e)
-	if l.Shared() {
-		l.joinOthers()
-	}
-	return l, nil
+	return l
 }
 
 // complete fills in what the caller left to the log.

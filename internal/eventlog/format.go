@@ -71,5 +71,12 @@ func readable(metadata map[string]string) error {
 			use = reader + " or later"
 		}
 	}
-	return fmt.Errorf("is in format %q, this version of ordergate reads %d: use %s", stored, format, use)
+	return &formatError{stored, use}
+}
+
+// formatError says that this version does not read a log.
+type formatError struct{ stored, use string }
+
+func (e *formatError) Error() string {
+	return fmt.Sprintf("is in format %q, this version of ordergate reads %d: use %s", e.stored, format, e.use)
 }

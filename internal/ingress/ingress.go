@@ -160,7 +160,7 @@ func (h *handler) store(ctx context.Context, event stripehook.Envelope, secret s
 	duplicate, err := h.Inbox.AppendInbox(ctx, eventlog.RawEvent{ID: event.ID, Body: body, SecretLabel: secret.Label()})
 	if err != nil {
 		return "", &refusal{http.StatusServiceUnavailable, "unavailable", "the event could not be stored; send it again", fmt.Errorf("event %s (%s): %w", event.ID, event.Type, err),
-			"the disk of the data directory: its space, its health, and the lines before this one; Stripe sends the event again"}
+			"the lines before this one; the disk of the data directory, its space and its health, or the NATS cluster; Stripe sends the event again"}
 	}
 	if duplicate {
 		log(slog.LevelInfo, "outcome", "DUPLICATE")

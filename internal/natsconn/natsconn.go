@@ -26,6 +26,10 @@ const (
 	maxPings     = 3
 )
 
+// ErrConfig means that the servers were reached and do not let this client in: waiting
+// does not help.
+var ErrConfig = errors.New("NATS refuses the connection")
+
 // Config says where the cluster is, and what is shown to it. A URL may hold a user
 // and a password, or a token.
 type Config struct {
@@ -98,7 +102,7 @@ func Connect(ctx context.Context, c Config, name string, ended func(error)) (*na
 	if c.NKey != "" {
 		option, err := nats.NkeyOptionFromSeed(c.NKey)
 		if err != nil {
-			return nil, fmt.Errorf("--nats-nkey %s: %w", c.NKey, err)
+			return nil, fmt.Errorf("%w: --nats-nkey %s: %w", ErrConfig, c.NKey, err)
 		}
 		options = append(options, option)
 	}
@@ -118,7 +122,7 @@ func Connect(ctx context.Context, c Config, name string, ended func(error)) (*na
 		}))
 	conn, err := nats.Connect(strings.Join(c.URLs, ","), options...)
 	if err != nil {
-		return nil, fmt.Errorf("connect to NATS at %s: %w%s", c.Redacted(), err, mend(err))
+		return nil, fmt.Errorf("connect to NATS at %s: %w", c.Redacted(), withMend(err))
 	}
 	if ctx.Err() != nil {
 		conn.Close()
@@ -127,15 +131,15 @@ func Connect(ctx context.Context, c Config, name string, ended func(error)) (*na
 	return conn, nil
 }
 
-// mend says what to do about an error of connecting, if that is known.
-func mend(err error) string {
+// withMend adds what to do about an error of connecting, if that is known.
+func withMend(err error) error {
 	switch {
 	case errors.Is(err, nats.ErrAuthorization), errors.Is(err, nats.ErrAuthExpired), errors.Is(err, nats.ErrAuthRevoked):
-		return ": it does not know these credentials: see --nats-creds and --nats-nkey"
+		return fmt.Errorf("%w: %w: it does not know these credentials: see --nats-creds and --nats-nkey", ErrConfig, err)
 	case errors.Is(err, nats.ErrSecureConnRequired), errors.Is(err, nats.ErrSecureConnWanted):
-		return ": one side wants TLS and the other does not: write tls:// or nats:// in --nats-url"
+		return fmt.Errorf("%w: %w: one side wants TLS and the other does not: write tls:// or nats:// in --nats-url", ErrConfig, err)
 	case errors.Is(err, nats.ErrNoServers):
-		return ": is it running, and can it be reached from here? Its client port is 4222 unless it says otherwise"
+		return fmt.Errorf("%w: is it running, and can it be reached from here? Its client port is 4222 unless it says otherwise", err)
 	}
-	return ""
+	return err
 }
