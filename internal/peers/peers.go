@@ -60,7 +60,8 @@ func New(cluster natsconn.Config, log *eventlog.Log, logger *slog.Logger) *Peers
 	return &Peers{cluster: cluster, log: log, logger: logger, conns: map[string]*grpc.ClientConn{}}
 }
 
-// Run has this gateway take the calls of others, with serve, until ctx ends.
+// Run has this gateway take the calls of others, with serve, until ctx ends or the
+// server that serves is stopped.
 func (p *Peers) Run(ctx context.Context, serve func(net.Listener) error) {
 	var looking sync.WaitGroup
 	looking.Go(func() { p.look(ctx) })
@@ -70,7 +71,7 @@ func (p *Peers) Run(ctx context.Context, serve func(net.Listener) error) {
 	for ctx.Err() == nil {
 		began := time.Now()
 		err := p.listen(ctx, serve)
-		if ctx.Err() != nil {
+		if ctx.Err() != nil || err == nil || errors.Is(err, grpc.ErrServerStopped) {
 			return
 		}
 		if time.Since(began) > pause.MaxInterval {
