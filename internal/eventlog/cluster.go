@@ -185,44 +185,62 @@ func (e *engine) watchReady() {
 			return
 		case <-tick.C:
 		}
-		err := e.checkReady()
-		if before := e.unready.Swap(&err); err != nil && (before == nil || *before == nil) && e.dead.Err() == nil {
-			e.logger.Error("the cluster cannot store: events are refused until it can", "error", err,
+		refuses := e.checkStream(e.inbox)
+		e.refuses.Store(&refuses)
+		unready := errors.Join(refuses, e.checkStream(e.orders), e.checkWrite())
+		before := e.unready.Swap(&unready)
+		was := before != nil && *before != nil
+		switch {
+		case e.dead.Err() != nil:
+		case unready != nil && !was:
+			e.logger.Error("the cluster cannot store: events are refused until it can", "error", unready,
 				"check", "are most of its servers up, and connected with each other? (nats server report jetstream)")
-		} else if err == nil && before != nil && *before != nil {
+		case unready == nil && was:
 			e.logger.Info("the cluster can store again")
 		}
 	}
 }
 
-// checkReady writes to a small stream, and asks the leaders of the large ones.
-func (e *engine) checkReady() error {
+// checkWrite writes to a small stream.
+func (e *engine) checkWrite() error {
 	ctx, cancel := context.WithTimeout(e.dead, readyTimeout)
 	defer cancel()
 	if _, err := e.buckets[State].Put(ctx, openedKey, nil); err != nil {
 		return fmt.Errorf("write to %s: %w", bucketStream(State), err)
 	}
-	for _, stream := range []jetstream.Stream{e.inbox, e.orders} {
-		name := stream.CachedInfo().Config.Name
-		info, err := e.infoOf(ctx, name)
-		if err != nil {
-			return fmt.Errorf("stream %s: %w", name, err)
+	return nil
+}
+
+// checkStream asks a stream's leader for its replicas.
+func (e *engine) checkStream(stream jetstream.Stream) error {
+	ctx, cancel := context.WithTimeout(e.dead, readyTimeout)
+	defer cancel()
+	name := stream.CachedInfo().Config.Name
+	info, err := e.infoOf(ctx, name)
+	switch {
+	case err != nil:
+		return err
+	case info.Cluster == nil:
+		return nil
+	case info.Cluster.Leader == "":
+		return fmt.Errorf("stream %s has no leader", name)
+	}
+	away := 0
+	for _, replica := range info.Cluster.Replicas {
+		if replica.Offline {
+			away++
 		}
-		if info.Cluster != nil && info.Cluster.Leader == "" {
-			return fmt.Errorf("stream %s has no leader", name)
-		}
-		if info.Cluster == nil || info.Config.Replicas == 1 {
-			continue
-		}
-		away := 0
-		for _, replica := range info.Cluster.Replicas {
-			if replica.Offline {
-				away++
-			}
-		}
-		if away > info.Config.Replicas/2 {
-			return fmt.Errorf("stream %s has lost its quorum: %d of %d replicas are away", name, away, info.Config.Replicas)
-		}
+	}
+	if away > info.Config.Replicas/2 {
+		return fmt.Errorf("stream %s has lost its quorum: %d of %d replicas are away", name, away, info.Config.Replicas)
+	}
+	return nil
+}
+
+// refusing returns why INBOX takes nothing, as it was seen a moment ago.
+func (e *engine) refusing() error {
+	if refuses := e.refuses.Load(); refuses != nil && *refuses != nil {
+		return fmt.Errorf("%w: %w", ErrUnavailable, *refuses)
 	}
 	return nil
 }
@@ -263,9 +281,6 @@ func (e *engine) askLeader(ctx context.Context, stream string, request server.JS
 // readOfLeader is for a read that found nothing: there may be something that the
 // replica that was asked does not have yet.
 func readOfLeader[T any](ctx context.Context, e *engine, stream string, decode decoder[T], from readFrom) ([]T, error) {
-	if from.sequence == 0 {
-		return nil, e.notSince(ctx, stream, from.time)
-	}
 	msg, err := e.askLeader(ctx, stream, server.JSApiMsgGetRequest{Seq: from.sequence, NextFor: cmp.Or(from.subject, ">")})
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
 		return nil, nil
@@ -276,17 +291,14 @@ func readOfLeader[T any](ctx context.Context, e *engine, stream string, decode d
 	return []T{decode(msg.Subject, msg.Sequence, msg.Time, msg.Header, msg.Data)}, nil
 }
 
-// notSince returns nil when the leader has no message that was stored at or after a
-// time, else ErrUnavailable, for another attempt.
-func (e *engine) notSince(ctx context.Context, stream string, at time.Time) error {
+// noneSince reports whether the leader has no message that was stored at or after a
+// time.
+func (e *engine) noneSince(ctx context.Context, stream string, at time.Time) (bool, error) {
 	info, err := e.infoOf(ctx, stream)
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+		return false, err
 	}
-	if info.State.Msgs == 0 || info.State.LastTime.Before(at) {
-		return nil
-	}
-	return fmt.Errorf("%w: a replica of %s lags", ErrUnavailable, stream)
+	return info.State.Msgs == 0 || info.State.LastTime.Before(at), nil
 }
 
 func pauseFor(ctx context.Context, pause time.Duration) error {

@@ -87,6 +87,7 @@ type engine struct {
 	accepted  bool      // damage was found, and is accepted
 
 	unready  atomic.Pointer[error] // why a cluster cannot store; nil, or of nil, when it can
+	refuses  atomic.Pointer[error] // the same of INBOX
 	keepsAll atomic.Bool           // the clock was set: nothing is removed for its age
 
 	mu       sync.Mutex

@@ -53,6 +53,9 @@ func (l *Log) AppendInbox(ctx context.Context, event RawEvent) (duplicate bool, 
 	if err != nil {
 		return false, err
 	}
+	if err := e.refusing(); err != nil { // rather than let the sender wait
+		return false, err
+	}
 	began := time.Now()
 	defer func() { l.cfg.measures.appendSeconds.Observe(time.Since(began).Seconds()) }()
 	ctx, span := startSpan(ctx, "append")

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -146,6 +148,9 @@ type member struct {
 	start  time.Time
 	ends   context.CancelFunc
 	tasks  sync.WaitGroup
+
+	mu    sync.Mutex
+	heard map[string]time.Time // when each gateway was heard of
 }
 
 // Shared reports whether other gateways may use the log at the same time.
@@ -162,16 +167,61 @@ func (l *Log) Confirmed() bool {
 // Leads reports whether this gateway does what one does for all.
 func (l *Log) Leads() bool { return !l.Shared() || l.member.leads.Load() }
 
-// Members returns the gateways that live.
-func (l *Log) Members(ctx context.Context) ([]string, error) {
-	keys, err := l.Bucket(leases).Keys(ctx)
-	var members []string
-	for _, key := range keys {
-		if id, ok := strings.CutPrefix(key, gatewayPrefix); ok {
-			members = append(members, id)
+// Members returns the gateways that were heard of lately, sorted.
+func (l *Log) Members() []string {
+	l.member.mu.Lock()
+	defer l.member.mu.Unlock()
+	maps.DeleteFunc(l.member.heard, func(_ string, at time.Time) bool { return time.Since(at) > leaseTime })
+	return slices.Sorted(maps.Keys(l.member.heard))
+}
+
+// hear notes which gateways say that they live, until ctx ends.
+func (l *Log) hear(ctx context.Context) {
+	for ctx.Err() == nil {
+		if e, err := l.await(ctx); err == nil {
+			err = l.hearFrom(ctx, e)
+			if ctx.Err() == nil && e.dead.Err() == nil {
+				e.logger.Warn("what other gateways say could not be heard; trying again", "error", err)
+			}
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(leaseRenewal):
 		}
 	}
-	return members, err
+}
+
+func (l *Log) hearFrom(ctx context.Context, e *engine) error {
+	ctx, cancel := e.alive(ctx)
+	defer cancel()
+	watcher, err := e.buckets[leases].Watch(ctx, gatewayPrefix+"*")
+	if err != nil {
+		return err
+	}
+	defer watcher.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case entry, more := <-watcher.Updates():
+			switch {
+			case !more:
+				return errors.New("it was interrupted")
+			case entry != nil:
+				l.heardOf(strings.TrimPrefix(entry.Key(), gatewayPrefix), entry.Operation() == jetstream.KeyValuePut)
+			}
+		}
+	}
+}
+
+func (l *Log) heardOf(id string, lives bool) {
+	l.member.mu.Lock()
+	defer l.member.mu.Unlock()
+	if lives {
+		l.member.heard[id] = time.Now()
+	} else {
+		delete(l.member.heard, id)
+	}
 }
 
 // Lives reports whether a gateway is still there.
@@ -188,6 +238,7 @@ func (l *Log) joinOthers() {
 	ctx, cancel := context.WithCancel(context.Background())
 	l.member.id, l.member.start, l.member.ends = nuid.Next(), time.Now(), cancel
 	l.member.beaten.Store(int64(-leaseTime))
+	l.member.heard = map[string]time.Time{}
 	l.beat(ctx)
 	l.member.tasks.Go(func() {
 		tick := time.NewTicker(leaseRenewal)
@@ -203,6 +254,7 @@ func (l *Log) joinOthers() {
 		}
 	})
 	l.member.tasks.Go(func() { l.lead(ctx) })
+	l.member.tasks.Go(func() { l.hear(ctx) })
 }
 
 func (l *Log) beat(ctx context.Context) {

@@ -696,12 +696,22 @@ func readBatch[T any](ctx context.Context, e *engine, stream string, limit int, 
 	defer e.reads.Release(1)
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	answers, err := jetstreamext.GetBatch(ctx, e.js, stream, limit, from.options()...)
-	read, err := collect(ctx, answers, err, decode)
-	if err == nil && len(read) == 0 && e.shared {
-		return readOfLeader(ctx, e, stream, decode, from)
+	for {
+		answers, err := jetstreamext.GetBatch(ctx, e.js, stream, limit, from.options()...)
+		read, err := collect(ctx, answers, err, decode)
+		switch {
+		case err != nil || len(read) > 0 || !e.shared:
+			return read, err
+		case from.sequence > 0: // the replica that was asked may lag
+			return readOfLeader(ctx, e, stream, decode, from)
+		}
+		if none, err := e.noneSince(ctx, stream, from.time); none || err != nil {
+			return nil, err
+		}
+		if err := pauseFor(ctx, lagPause); err != nil {
+			return nil, err
+		}
 	}
-	return read, err
 }
 
 // decoder makes something of a stored message.

@@ -135,6 +135,9 @@ func (w *watcher) run(ctx context.Context) error {
 			}
 		}
 		if time.Since(w.lastSent) >= w.heartbeat {
+			if err := w.log.Ready(); err != nil { // a heartbeat would say that all is well
+				return err
+			}
 			if err := w.send(&ordergatev1.WatchOrdersResponse{Payload: &ordergatev1.WatchOrdersResponse_Heartbeat{Heartbeat: &ordergatev1.Heartbeat{Time: timestamppb.Now()}}}); err != nil {
 				return err
 			}

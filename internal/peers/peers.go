@@ -155,15 +155,7 @@ func (p *Peers) look(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		p.mu.Lock()
-		called := len(p.conns)
-		p.mu.Unlock()
-		if called == 0 {
-			continue
-		}
-		if members, err := p.log.Members(ctx); err == nil {
-			p.forget(members)
-		}
+		p.forget(p.log.Members())
 	}
 }
 

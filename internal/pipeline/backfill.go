@@ -257,9 +257,7 @@ func (p *Pipeline) shareBudget(ctx context.Context) {
 	tick := time.NewTicker(budgetInterval)
 	defer tick.Stop()
 	for {
-		if members, err := p.Log.Members(ctx); err == nil {
-			p.Stripe.Share(len(members))
-		}
+		p.Stripe.Share(len(p.Log.Members()))
 		select {
 		case <-ctx.Done():
 			return
