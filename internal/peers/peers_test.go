@@ -33,7 +33,7 @@ import (
 
 // gateway is one of those that share a log.
 type gateway struct {
-	t             *testing.T
+	t             testing.TB
 	log           *eventlog.Log
 	subscriptions *subscription.Manager
 	orders        ordergatev1.OrderServiceClient
@@ -42,7 +42,7 @@ type gateway struct {
 }
 
 // natsServer starts a NATS server, and returns its address.
-func natsServer(t *testing.T) string {
+func natsServer(t testing.TB) string {
 	s, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: -1, JetStream: true, StoreDir: t.TempDir(), NoSigs: true, MaxPayload: 8 << 20})
 	if err != nil {
 		t.Fatal(err)
@@ -55,7 +55,7 @@ func natsServer(t *testing.T) string {
 	return s.ClientURL()
 }
 
-func newGateway(t *testing.T, url string) *gateway {
+func newGateway(t testing.TB, url string) *gateway {
 	logger := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
 	cluster := &eventlog.Cluster{Config: natsconn.Config{URLs: []string{url}}, Replicas: 1}
 	log, err := eventlog.Open(deadline(t), eventlog.Config{Cluster: cluster, MaxEventBytes: 1 << 20, InboxMaxAge: 35 * 24 * time.Hour, OrdersMaxAge: 400 * 24 * time.Hour, Logger: logger})
@@ -93,7 +93,7 @@ func newGateway(t *testing.T, url string) *gateway {
 	return g
 }
 
-func deadline(t *testing.T) context.Context {
+func deadline(t testing.TB) context.Context {
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	t.Cleanup(cancel)
 	return ctx
@@ -132,7 +132,7 @@ func (g *gateway) create() {
 
 // worker is a stream of Consume.
 type worker struct {
-	t      *testing.T
+	t      testing.TB
 	stream ordergatev1.SubscriptionService_ConsumeClient
 	early  []*ordergatev1.Delivery // came before a result
 }
