@@ -26,7 +26,7 @@ import (
 	"github.com/ordergate/ordergate/internal/stripehook"
 )
 
-var clusterFaults = flag.Int("cluster-faults", 4, "how many faults TestClusterUnderFaults has; the first ones are one of each kind")
+var clusterFaults = flag.Int("cluster-faults", 2, "how many faults TestClusterUnderFaults has; the first ones are one of each kind")
 
 const (
 	clusterGateways = 3

@@ -52,6 +52,7 @@ func eventually(t *testing.T, what string, do func(context.Context) error) {
 
 // Two gateways share a log as if each had it alone, and none does what the other does.
 func TestSharedLog(t *testing.T) {
+	t.Parallel()
 	cluster := natscluster.New(t, 3)
 	a, b := openLog(t, sharedConfig(t, cluster)), openLog(t, sharedConfig(t, cluster))
 
@@ -224,6 +225,7 @@ func TestSharedLogOutlivesItsNodes(t *testing.T) {
 	if testing.Short() {
 		t.Skip("elections take seconds")
 	}
+	t.Parallel()
 	cluster := natscluster.New(t, 3)
 	l := openLog(t, sharedConfig(t, cluster))
 	stored := 0
@@ -269,6 +271,7 @@ func TestSharedLogOutlivesItsNodes(t *testing.T) {
 // What loses events is refused, with what is wrong; a migration mends it, and refuses
 // what would remove events.
 func TestSettingsOfACluster(t *testing.T) {
+	t.Parallel()
 	cluster := natscluster.New(t, 3)
 	conn, err := nats.Connect(cluster.URL())
 	if err != nil {

@@ -3,6 +3,7 @@ package natsconn
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net/url"
@@ -133,7 +134,12 @@ func Connect(ctx context.Context, c Config, name string, ended func(error)) (*na
 
 // withMend adds what to do about an error of connecting, if that is known.
 func withMend(err error) error {
+	var untrusted *tls.CertificateVerificationError
 	switch {
+	case errors.As(err, &untrusted):
+		return fmt.Errorf("%w: %w: name the authority of its certificate with --nats-ca", ErrConfig, err)
+	case strings.Contains(err.Error(), "remote error: tls: "): // the library has no type for it
+		return fmt.Errorf("%w: %w: it wants a client certificate that it knows: see --nats-cert and --nats-key", ErrConfig, err)
 	case errors.Is(err, nats.ErrAuthorization), errors.Is(err, nats.ErrAuthExpired), errors.Is(err, nats.ErrAuthRevoked):
 		return fmt.Errorf("%w: %w: it does not know these credentials: see --nats-creds and --nats-nkey", ErrConfig, err)
 	case errors.Is(err, nats.ErrSecureConnRequired), errors.Is(err, nats.ErrSecureConnWanted):
