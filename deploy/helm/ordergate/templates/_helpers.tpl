@@ -19,6 +19,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{ .Values.image.repository }}{{ if .Values.image.digest }}@{{ .Values.image.digest }}{{ else }}:{{ .Values.image.tag }}{{ end }}
 {{- end }}
 
+{{- define "ordergate.replicas" -}}
+{{- .Values.replicaCount | default (ternary 2 1 (ne .Values.nats.url "")) | int -}}
+{{- end }}
+
 {{- /* All that is missing, together, each with its mend. */ -}}
 {{- define "ordergate.check" -}}
 {{- $missing := list -}}
@@ -32,6 +36,17 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if not .Values.access.existingSecret }}{{ $missing = append $missing "access.existingSecret: a Secret with the key access, which says who may do what" }}{{ end -}}
 {{- end -}}
 {{- if and .Values.ingress.enabled (not .Values.ingress.host) }}{{ $missing = append $missing "ingress.host: the name that Stripe sends to" }}{{ end -}}
+{{- with .Values.nats -}}
+{{- if .url }}
+{{- if and .credsSecret .nkeySecret }}{{ $missing = append $missing "nats.credsSecret or nats.nkeySecret: one of them" }}{{ end -}}
+{{- if and .clientCert (not .tlsSecret) }}{{ $missing = append $missing "nats.tlsSecret: a Secret with the client certificate (nats.clientCert)" }}{{ end -}}
+{{- if $.Values.encryption.existingSecret }}{{ $missing = append $missing "encryption.existingSecret: not together with nats.url: NATS encrypts what it stores (cipher and key in its jetstream block)" }}{{ end -}}
+{{- if $.Values.env.ORDERGATE_ACCEPT_DAMAGE }}{{ $missing = append $missing "env.ORDERGATE_ACCEPT_DAMAGE: not together with nats.url" }}{{ end -}}
+{{- else }}
+{{- if or .credsSecret .nkeySecret .tlsSecret .clientCert }}{{ $missing = append $missing "nats.url: the servers that the other values of nats are for" }}{{ end -}}
+{{- if gt (include "ordergate.replicas" $ | int) 1 }}{{ $missing = append $missing "replicaCount: 1; or nats.url, for gateways that share what they store: a volume has one gateway" }}{{ end -}}
+{{- end -}}
+{{- end -}}
 {{- if $missing }}{{ fail (printf "\n\nordergate cannot be installed like this. Give:\n  - %s\n" (join "\n  - " $missing)) }}{{ end -}}
 {{- end }}
 
@@ -60,5 +75,22 @@ httpGet:
 - name: encryption
   secret: {{ . }}
   items: [key]
+{{- end }}
+{{- with .Values.nats }}
+{{- with .credsSecret }}
+- name: nats-creds
+  secret: {{ . }}
+  items: [creds]
+{{- end }}
+{{- with .nkeySecret }}
+- name: nats-nkey
+  secret: {{ . }}
+  items: [nkey]
+{{- end }}
+{{- if .tlsSecret }}
+- name: nats-tls
+  secret: {{ .tlsSecret }}
+  items: [ca.crt{{ if .clientCert }}, tls.crt, tls.key{{ end }}]
+{{- end }}
 {{- end }}
 {{- end }}
