@@ -71,6 +71,8 @@ func openShared(ctx context.Context, cfg Config) (*Log, error) {
 		switch {
 		case ctx.Err() != nil:
 			return nil, ctx.Err()
+		case errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount):
+			return nil, fmt.Errorf("%w: the account has no JetStream: enable it for the account in NATS's configuration, or show credentials of one that has it", err)
 		case cfg.AsIs, errors.Is(err, ErrSettings), errors.As(err, &format), errors.Is(err, natsconn.ErrConfig):
 			return nil, err
 		}

@@ -1,3 +1,5 @@
+//go:build unix
+
 package peers_test
 
 import (
@@ -5,12 +7,13 @@ import (
 	"testing"
 
 	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
+	"github.com/ordergate/ordergate/internal/natscluster"
 )
 
 // BenchmarkConsume is an event that is delivered and acknowledged, at the gateway that
 // has the subscription and at another one, which passes it on.
 func BenchmarkConsume(b *testing.B) {
-	url := natsServer(b)
+	url := natscluster.Single(b)
 	owner, other := newGateway(b, url), newGateway(b, url)
 	owner.create()
 	for name, g := range map[string]*gateway{"own": owner, "passed-on": other} {

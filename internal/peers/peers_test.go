@@ -1,3 +1,5 @@
+//go:build unix
+
 package peers_test
 
 import (
@@ -11,7 +13,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats-server/v2/server"
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -24,6 +25,7 @@ import (
 	"github.com/ordergate/ordergate/internal/auth"
 	"github.com/ordergate/ordergate/internal/eventlog"
 	"github.com/ordergate/ordergate/internal/grpcapi"
+	"github.com/ordergate/ordergate/internal/natscluster"
 	"github.com/ordergate/ordergate/internal/natsconn"
 	"github.com/ordergate/ordergate/internal/orders"
 	"github.com/ordergate/ordergate/internal/peers"
@@ -39,20 +41,6 @@ type gateway struct {
 	orders        ordergatev1.OrderServiceClient
 	work          ordergatev1.SubscriptionServiceClient
 	end           func()
-}
-
-// natsServer starts a NATS server, and returns its address.
-func natsServer(t testing.TB) string {
-	s, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: -1, JetStream: true, StoreDir: t.TempDir(), NoSigs: true, MaxPayload: 8 << 20})
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.Start()
-	t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
-	if !s.ReadyForConnections(10 * time.Second) {
-		t.Fatal("it does not start")
-	}
-	return s.ClientURL()
 }
 
 func newGateway(t testing.TB, url string) *gateway {
@@ -202,7 +190,7 @@ const ok = ordergatev1.DeliveryResultCode_DELIVERY_RESULT_CODE_OK
 // What is asked about a subscription is answered by the gateway that has it, whichever
 // was asked, and as if it had been asked itself.
 func TestCallsArePassedOn(t *testing.T) {
-	url := natsServer(t)
+	url := natscluster.Single(t)
 	a, b := newGateway(t, url), newGateway(t, url)
 	a.create()
 	for i := range 3 {
@@ -261,7 +249,7 @@ func TestCallsArePassedOn(t *testing.T) {
 
 // The events of an order come one after the other, wherever its workers are.
 func TestOrderHoldsAcrossGateways(t *testing.T) {
-	url := natsServer(t)
+	url := natscluster.Single(t)
 	a, b := newGateway(t, url), newGateway(t, url)
 	a.create()
 	there, here := b.worker(), a.worker()
@@ -311,7 +299,7 @@ func TestOrderHoldsAcrossGateways(t *testing.T) {
 
 // When a gateway stops, another one goes on where its workers were.
 func TestSubscriptionMoves(t *testing.T) {
-	url := natsServer(t)
+	url := natscluster.Single(t)
 	a, b := newGateway(t, url), newGateway(t, url)
 	a.create()
 	a.store("cs_1", 1)
@@ -346,7 +334,7 @@ func TestSubscriptionMoves(t *testing.T) {
 // A gateway that was taken for dead and is not stores nothing any more, and gives up
 // the subscription.
 func TestOldOwnerIsFenced(t *testing.T) {
-	url := natsServer(t)
+	url := natscluster.Single(t)
 	a, b := newGateway(t, url), newGateway(t, url)
 	a.create()
 	a.store("cs_1", 1)
@@ -393,7 +381,7 @@ func TestOldOwnerIsFenced(t *testing.T) {
 
 // Whoever erases an order has all gateways forget it.
 func TestForgetEverywhere(t *testing.T) {
-	url := natsServer(t)
+	url := natscluster.Single(t)
 	a, b := newGateway(t, url), newGateway(t, url)
 	a.create()
 	a.store("cs_1", 1)

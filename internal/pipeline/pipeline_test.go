@@ -34,6 +34,12 @@ type rig struct {
 
 func newRig(t *testing.T, sync func() error) *rig {
 	t.Helper()
+	return newRigOn(t, eventlog.Config{Dir: t.TempDir(), Sync: sync})
+}
+
+// newRigOn makes a rig on a log that is opened so.
+func newRigOn(t *testing.T, cfg eventlog.Config) *rig {
+	t.Helper()
 	lines := &logtest.Buffer{}
 	logger := slog.New(slog.NewTextHandler(lines, nil))
 	t.Cleanup(func() {
@@ -41,15 +47,15 @@ func newRig(t *testing.T, sync func() error) *rig {
 			t.Log(lines)
 		}
 	})
-	dir := t.TempDir()
-	log, err := eventlog.Open(t.Context(), eventlog.Config{Dir: dir, MaxEventBytes: 1 << 20, Logger: logger, Sync: sync})
+	cfg.MaxEventBytes, cfg.Logger = 1<<20, logger
+	log, err := eventlog.Open(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { log.Close() })
 	metrics := prometheus.NewRegistry()
 	pipeline := New(Config{Log: log, Sources: orders.DefaultSources(), Logger: logger, Metrics: metrics})
-	return &rig{t, dir, log, pipeline, lines, metrics}
+	return &rig{t, cfg.Dir, log, pipeline, lines, metrics}
 }
 
 func (r *rig) deadline() context.Context {

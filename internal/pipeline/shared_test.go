@@ -1,0 +1,129 @@
+//go:build unix
+
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/ordergate/ordergate/internal/eventlog"
+	"github.com/ordergate/ordergate/internal/natscluster"
+	"github.com/ordergate/ordergate/internal/natsconn"
+	"github.com/ordergate/ordergate/internal/sample"
+)
+
+// newShared makes the pipelines of two gateways that share a log.
+func newShared(t *testing.T) (a, b *rig) {
+	cluster := &eventlog.Cluster{Config: natsconn.Config{URLs: []string{natscluster.Single(t)}}, Replicas: 1}
+	return newRigOn(t, eventlog.Config{Cluster: cluster}), newRigOn(t, eventlog.Config{Cluster: cluster})
+}
+
+// Two converters share the events, and make of them what one does: each order once,
+// and each of its revisions once.
+func TestTwoConverters(t *testing.T) {
+	a, b := newShared(t)
+	ctx, stop := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	for _, r := range []*rig{a, b} {
+		running.Go(func() {
+			if err := r.pipeline.Run(ctx); !errors.Is(err, context.Canceled) {
+				t.Error(err)
+			}
+		})
+	}
+	const stories = 40
+	var storing sync.WaitGroup
+	for i := range stories {
+		story, err := sample.Scenario("partly-refunded-disputed-won", time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for j, event := range story { // all at once, as if each gateway had a part
+			storing.Go(func() { []*rig{a, b}[(i+j)%2].store(event.ID, event.Body) })
+		}
+	}
+	storing.Wait()
+	deadline := a.deadline()
+	for {
+		backlog, _, err := a.log.InboxBacklog(deadline)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if backlog == 0 {
+			break
+		}
+		select {
+		case <-deadline.Done():
+			t.Fatalf("%d events wait", backlog)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+	stop()
+	running.Wait()
+	if err := a.log.Flush(deadline); err != nil {
+		t.Fatal(err)
+	}
+	state, err := a.log.OrdersState(deadline)
+	if err != nil {
+		t.Fatal(err)
+	}
+	revisions, sources := map[string]int64{}, map[string]bool{}
+	err = a.log.ScanOrders(deadline, 0, state.Durable, func(records []*eventlog.OrderRecord, _ uint64) error {
+		for _, record := range records {
+			event, err := record.Event()
+			if err != nil {
+				return err
+			}
+			order := event.GetOrder()
+			if revisions[order.GetId()]++; revisions[order.GetId()] != order.GetRevision() {
+				return fmt.Errorf("%s behind revision %d", event.GetId(), revisions[order.GetId()]-1)
+			}
+			if sources[event.GetSourceEventId()] {
+				return fmt.Errorf("%s changed an order twice", event.GetSourceEventId())
+			}
+			sources[event.GetSourceEventId()] = true
+		}
+		return nil
+	})
+	if err != nil || len(revisions) != stories {
+		t.Errorf("%d orders, %v", len(revisions), err)
+	}
+	for i, r := range []*rig{a, b} {
+		if !strings.Contains(r.lines.String(), "outcome=CONVERTED") {
+			t.Errorf("gateway %d did nothing", i)
+		}
+	}
+}
+
+// One gateway at a time asks Stripe for what was missed, and they share the requests.
+func TestOneBackfillAtATime(t *testing.T) {
+	a, b := newShared(t)
+	withStripe(t, a)
+	withStripe(t, b)
+	lease, err := a.log.Acquire(a.deadline(), backfillLease)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.pipeline.Backfill(b.deadline(), time.Now().Add(-time.Hour), func(BackfillReport) {}); !errors.Is(err, ErrBusy) {
+		t.Errorf("beside another: %v", err)
+	}
+	lease.Release()
+	if _, err := b.pipeline.Backfill(b.deadline(), time.Now().Add(-time.Hour), func(BackfillReport) {}); err != nil {
+		t.Errorf("alone: %v", err)
+	}
+	members := []string{a.log.Member(), b.log.Member()}
+	slices.Sort(members)
+	for deadline := a.deadline(); !slices.Equal(a.log.Members(), members); {
+		select {
+		case <-deadline.Done():
+			t.Fatalf("it knows of %v", a.log.Members())
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
