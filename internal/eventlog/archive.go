@@ -30,7 +30,7 @@ const (
 	usualEventBytes = 1 << 20
 )
 
-// ErrUnfinished means that an import into the data directory did not come to its end.
+// ErrUnfinished means that an import did not come to its end.
 var ErrUnfinished = errors.New("an import was interrupted")
 
 // Figures say how much is in a log.

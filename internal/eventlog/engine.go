@@ -277,6 +277,11 @@ func (e *engine) start(cfg Config) error {
 
 func (e *engine) createStreams(ctx context.Context, cfg Config) error {
 	var err error
+	if e.shared { // an import marks it first
+		if _, err := e.ensureBucket(ctx, cfg, bucketConfig(cfg, leases, leaseTime)); err != nil {
+			return fmt.Errorf("bucket %s: %w", leases, err)
+		}
+	}
 	if e.inbox, err = e.ensureStream(ctx, cfg, inboxConfig(cfg)); err != nil {
 		return err
 	}
