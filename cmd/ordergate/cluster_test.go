@@ -9,12 +9,14 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/ordergate/ordergate/internal/config"
 	"github.com/ordergate/ordergate/internal/eventlog"
@@ -143,6 +145,17 @@ func TestMigrate(t *testing.T) {
 	if stream, err = js.Stream(ctx, "INBOX"); err != nil || stream.CachedInfo().Config.MaxAge != 1000*time.Hour {
 		t.Error("it was changed", err)
 	}
+}
+
+// TestMoveIntoACluster drives the real binary; testdata/cluster/move.txtar says how.
+func TestMoveIntoACluster(t *testing.T) {
+	cluster := newCluster(t)
+	params := scripts(filepath.Join("testdata", "cluster"))
+	params.Setup = func(env *testscript.Env) error {
+		env.Setenv("CLUSTER", cluster.URL())
+		return setupScript(env)
+	}
+	testscript.Run(t, params)
 }
 
 // A data directory has nothing to migrate, and what is wrong is said before anything

@@ -190,17 +190,7 @@ func (c *Config) Check() error {
 	if c.LineItemsDeadline < 0 || c.LineItemsDeadline > maxLineItemsDeadline {
 		wrong("--line-items-deadline %v: want 0s to %v", c.LineItemsDeadline, maxLineItemsDeadline)
 	}
-	problems = append(problems, c.NATS.Check())
-	if len(c.NATS.URLs) > 0 {
-		for flag, given := range map[string]bool{"--data-dir": c.DataDir != "", "--accept-damage": c.AcceptDamage} {
-			if given {
-				wrong("%s: with --nats-url everything is stored in NATS: leave one of the two out", flag)
-			}
-		}
-		if c.EncryptionKeyFile != "" {
-			wrong("--encryption-key-file: with --nats-url NATS encrypts what it stores: set cipher and key in its jetstream block, and leave this out")
-		}
-	}
+	problems = append(problems, c.CheckStore())
 	problems = append(problems, c.checkSources()...)
 	if endpoint, err := url.Parse(c.OTLPEndpoint); c.OTLPEndpoint != "" && (err != nil || endpoint.Scheme != "http" && endpoint.Scheme != "https" || endpoint.Host == "") {
 		wrong("--otlp-endpoint %q is not a URL: write for example http://localhost:4317", c.OTLPEndpoint)
@@ -210,6 +200,23 @@ func (c *Config) Check() error {
 	}
 	if c.ShutdownTimeout <= 0 || c.ShutdownTimeout > maxShutdownTimeout {
 		wrong("--shutdown-timeout %v: want more than 0 and at most %v", c.ShutdownTimeout, maxShutdownTimeout)
+	}
+	return errors.Join(problems...)
+}
+
+// CheckStore is the part of Check that is about where everything is stored.
+func (c *Config) CheckStore() error {
+	problems := []error{c.NATS.Check()}
+	wrong := func(format string, args ...any) { problems = append(problems, fmt.Errorf(format, args...)) }
+	if len(c.NATS.URLs) > 0 {
+		for flag, given := range map[string]bool{"--data-dir": c.DataDir != "", "--accept-damage": c.AcceptDamage} {
+			if given {
+				wrong("%s: with --nats-url everything is stored in NATS: leave one of the two out", flag)
+			}
+		}
+		if c.EncryptionKeyFile != "" {
+			wrong("--encryption-key-file: with --nats-url NATS encrypts what it stores: set cipher and key in its jetstream block, and leave this out")
+		}
 	}
 	return errors.Join(problems...)
 }

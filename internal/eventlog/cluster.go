@@ -375,10 +375,15 @@ func (e *engine) streamIn(ctx context.Context, name string) (info *jetstream.Str
 		}
 		return err
 	})
+	return info, withoutJetStream(err)
+}
+
+// withoutJetStream adds the mend to an error of a cluster that cannot store.
+func withoutJetStream(err error) error {
 	if errors.Is(err, jetstream.ErrJetStreamNotEnabled) || errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount) || errors.Is(err, nats.ErrNoResponders) {
-		err = fmt.Errorf("%w: NATS has no JetStream for this account: enable it in the servers' configuration (jetstream {}), and for the account", err)
+		return fmt.Errorf("%w: NATS has no JetStream for this account: enable it in the servers' configuration (jetstream {}), and for the account", err)
 	}
-	return info, err
+	return err
 }
 
 // mend is the stream that is there, with what Differences looks at as it must be: where

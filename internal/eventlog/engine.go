@@ -85,6 +85,7 @@ type engine struct {
 	note      *note     // what is in it; of the flusher, between opening and the end
 	untouched bool      // nobody has had the log since its clean end: most blocks are left to be read
 	accepted  bool      // damage was found, and is accepted
+	converter bool      // it was restored, with its place
 
 	unready  atomic.Pointer[error] // why a cluster cannot store; nil, or of nil, when it can
 	keepsAll atomic.Bool           // the clock was set: nothing is removed for its age
