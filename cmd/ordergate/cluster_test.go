@@ -147,6 +147,53 @@ func TestMigrate(t *testing.T) {
 	}
 }
 
+// The check says whether a cluster can be used, and makes nothing in it.
+func TestCheckCluster(t *testing.T) {
+	cluster := newCluster(t)
+	check := func(flags ...string) (string, error) {
+		return checked(t, append([]string{"--admin-addr", "127.0.0.1:0", "--stripe-api-base", "http://127.0.0.1:1", "--stripe-webhook-secret", crashSecret}, flags...)...)
+	}
+	out, err := check("--nats-url", cluster.URL())
+	if err != nil {
+		t.Error(err)
+	}
+	wants(t, out, "ok    settings ", `ok    NATS +n1 \(2\.\S+\), n2 \(2\.\S+\), n3 \(2\.\S+\)$`, "ok    JetStream +the account takes 0 B", "ok    streams +13 are missing: serve makes them$", "ok    replicas +3 servers", "ok    door ")
+	if strings.Contains(out, "data directory") {
+		t.Errorf("it looks at a data directory:\n%s", out)
+	}
+	if _, names := streamsOf(t, cluster); len(names) > 0 {
+		t.Errorf("it made %v", names)
+	}
+
+	// Not all servers, and too small ones.
+	first, _, _ := strings.Cut(cluster.URL(), ",")
+	if out, err = check("--nats-url", first+",nats://127.0.0.1:1"); err == nil {
+		t.Error("a server that is not there is no failure")
+	}
+	wants(t, out, "FAIL  NATS +connect to NATS at nats://127.0.0.1:1: .*is it running", "warn  replicas +1 servers can be reached, and 3 keep each event$")
+	if out, err = check("--nats-url", cluster.URL(), "--max-body-bytes", "16777216"); err == nil {
+		t.Error("a max_payload that is too small is no failure")
+	}
+	wants(t, out, `FAIL  NATS +n3 takes messages of 8388608 bytes, and an order event may have \d+$`, " +mend: set max_payload to ")
+
+	// With a gateway, and other settings than it has.
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	log, err := eventlog.Open(ctx, sharedLog(cluster, 3))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	if out, err = check("--nats-url", cluster.URL()); err != nil {
+		t.Error(err)
+	}
+	wants(t, out, "ok    streams +they are as they must be$")
+	if out, err = check("--nats-url", cluster.URL(), "--inbox-max-age", "1000h"); err == nil {
+		t.Error("other settings are no failure")
+	}
+	wants(t, out, "FAIL  streams +INBOX: max_age: 840h0m0s there, must be 1000h0m0s$", " +mend: .*`ordergate migrate --apply`")
+}
+
 // TestMoveIntoACluster drives the real binary; testdata/cluster/move.txtar says how.
 func TestMoveIntoACluster(t *testing.T) {
 	cluster := newCluster(t)

@@ -103,16 +103,17 @@ func (cfg Config) MinPayload() int64 { return int64(cfg.MaxEventBytes + orderByt
 // ensureShared creates a stream, or returns the one there is, if that is as it must
 // be: of several gateways none changes what the others rely on (see Migrate).
 func (e *engine) ensureShared(ctx context.Context, cfg Config, wanted jetstream.StreamConfig) (jetstream.Stream, error) {
-	// A request that comes while a leader is elected is never answered.
-	ctx, cancel := context.WithTimeout(ctx, streamTimeout)
-	defer cancel()
-	stream, err := e.js.Stream(ctx, wanted.Name)
-	if errors.Is(err, jetstream.ErrStreamNotFound) && !cfg.AsIs {
-		stream, err = e.js.CreateStream(ctx, wanted)
-		if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) { // another gateway was faster
-			stream, err = e.js.Stream(ctx, wanted.Name)
+	var stream jetstream.Stream
+	err := insist(ctx, func(ctx context.Context) (err error) {
+		stream, err = e.js.Stream(ctx, wanted.Name)
+		if errors.Is(err, jetstream.ErrStreamNotFound) && !cfg.AsIs {
+			stream, err = e.js.CreateStream(ctx, wanted)
+			if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) { // another gateway was faster
+				stream, err = e.js.Stream(ctx, wanted.Name)
+			}
 		}
-	}
+		return err
+	})
 	if err != nil {
 		return nil, ofReplicas(err, wanted.Replicas)
 	}
