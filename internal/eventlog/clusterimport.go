@@ -50,10 +50,11 @@ type clusterImport struct {
 	e     *engine
 	mark  string
 	begun bool // something was made, perhaps
+	ended bool // its mark was taken away, perhaps
 }
 
 // importShared is Import into a cluster.
-func importShared(ctx context.Context, cfg Config, in *archive.Reader, progress Progress) (_ Figures, err error) {
+func importShared(ctx context.Context, cfg Config, in *archive.Reader, progress Progress) (figures Figures, err error) {
 	cfg.complete(nil)
 	m := &clusterImport{cfg: cfg, mark: nuid.Next()}
 	if err := m.connect(ctx); err != nil {
@@ -69,10 +70,15 @@ func importShared(ctx context.Context, cfg Config, in *archive.Reader, progress 
 		if err == nil || !m.begun {
 			return
 		}
-		if ctx.Err() != nil {
+		whole, undoErr := m.undo(context.WithoutCancel(ctx))
+		switch {
+		case whole:
+			err = nil
+			return
+		case ctx.Err() != nil:
 			err = context.Cause(ctx)
 		}
-		if undoErr := m.undo(context.WithoutCancel(ctx)); undoErr != nil {
+		if undoErr != nil {
 			err = fmt.Errorf("%v; what was made could not be removed (%w): run it again, which does that first", err, undoErr) // more than that it was stopped
 		}
 	}()
@@ -83,14 +89,13 @@ func importShared(ctx context.Context, cfg Config, in *archive.Reader, progress 
 	defer cancel()
 	streams := archivedStreams(Config{Cluster: cfg.Cluster})
 	if err := m.e.restoreAll(alive, in, streams, map[string]string{metadataUnfinished: m.mark}, progress); err != nil {
-		return Figures{}, ofReplicas(err, cfg.replicas())
+		return Figures{}, err
 	}
 	if err := m.awaitCopies(alive); err != nil {
 		return Figures{}, err
 	}
 	m.awaitConverter(alive)
-	figures, err := m.figures(alive)
-	if err != nil {
+	if figures, err = m.figures(alive); err != nil {
 		return Figures{}, err
 	}
 	return figures, m.finish(alive)
@@ -196,28 +201,29 @@ func (m *clusterImport) remove(ctx context.Context) error {
 	}
 }
 
-// undo removes what this import made, and nothing that is another's by now.
-func (m *clusterImport) undo(ctx context.Context) error {
+// undo removes what this import made, and nothing that is another's by now. It reports
+// whether all is whole instead, and only the answer that says so was lost.
+func (m *clusterImport) undo(ctx context.Context) (whole bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, removalTimeout)
 	defer cancel()
 	if m.e.dead.Err() != nil {
 		if err := m.connect(ctx); err != nil {
-			return err
+			return false, err
 		}
 		if err := pauseFor(ctx, stallTimeout); err != nil {
-			return err
+			return false, err
 		}
 	}
 	info, err := m.e.streamIn(ctx, bucketStream(leases))
 	switch {
 	case errors.Is(err, jetstream.ErrStreamNotFound):
-		return nil
+		return false, nil
 	case err != nil:
-		return err
-	case info.Config.Metadata[metadataUnfinished] != m.mark:
-		return nil
+		return false, err
+	case info.Config.Metadata[metadataUnfinished] == m.mark:
+		return false, m.remove(ctx)
 	}
-	return m.remove(ctx)
+	return m.ended && info.Config.Metadata[metadataUnfinished] == "", nil
 }
 
 // awaitCopies returns when all servers that are to keep the log have it.
@@ -314,7 +320,7 @@ func (m *clusterImport) finish(ctx context.Context) error {
 		finished.Metadata = maps.Clone(info.Config.Metadata)
 		delete(finished.Metadata, metadataUnfinished)
 		if wanted.Name == bucketStream(leases) { // when this was done, it is done
-			ctx = context.WithoutCancel(ctx)
+			ctx, m.ended = context.WithoutCancel(ctx), true
 		}
 		if err := insist(ctx, func(ctx context.Context) error { _, err := m.e.js.UpdateStream(ctx, finished); return err }); err != nil {
 			return fmt.Errorf("stream %s: %w", wanted.Name, err)
