@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -55,7 +56,7 @@ type checkCommand struct {
 
 // Help is the longer text of `ordergate check --help`.
 func (checkCommand) Help() string {
-	return `Give it the flags and the environment of serve. It looks at the settings and the files they name, the doors, the data directory and its disk, the log, the clock, what the Stripe API keys may read, and which signing secret matches what. Of a running gateway it asks what it cannot look at itself. Where no gateway runs it opens the log, and changes nothing in it. It ends with status 1 when something is wrong.
+	return `Give it the flags and the environment of serve. It looks at the settings and the files they name, the doors, the data directory and its disk, the log, the clock, what the Stripe API keys may read, and which signing secret matches what. Of a running gateway it asks what it cannot look at itself. Where no gateway runs it opens the log, and changes nothing in it. With --nats-url it looks at the cluster instead of the data directory: its servers, JetStream, and what ordergate migrate would change. It ends with status 1 when something is wrong.
 
 While a signing secret is rolled, the old one can go when it has not been needed, which is when no other one matched, for longer than Stripe signs with both: until you said it should expire.
 
@@ -86,15 +87,17 @@ type checker struct {
 	out     io.Writer
 	bad     int
 	parts   parts
-	running bool // a gateway has the data directory
+	running bool // a gateway has the data directory, or these addresses
 }
 
 func (k *checkCommand) Run(ctx context.Context, c console) error {
-	if k.DataDir == "" {
-		k.DataDir = defaultDataDir
-	}
 	checks := &checker{checkCommand: k, out: c.stdout}
-	for _, look := range []func(context.Context){checks.settings, checks.directory, checks.log, checks.doors, checks.clock, checks.keys} {
+	store := []func(context.Context){checks.cluster, checks.local}
+	if k.NATS.Cluster() == nil {
+		k.DataDir = cmp.Or(k.DataDir, defaultDataDir)
+		store = []func(context.Context){checks.directory, checks.log}
+	}
+	for _, look := range slices.Concat([]func(context.Context){checks.settings}, store, []func(context.Context){checks.doors, checks.clock, checks.keys}) {
 		if ctx.Err() != nil {
 			return errStopped
 		}

@@ -26,8 +26,8 @@ func startGateway(t *testing.T, secret string, settings ...func(*config.Config))
 	t.Helper()
 	cfg := config.Config{
 		IngressAddr: "127.0.0.1:0", GRPCAddr: "127.0.0.1:0", AdminAddr: "127.0.0.1:0", WebhookPath: "/api/webhook",
-		MaxBodyBytes: 1 << 20, DataDir: t.TempDir(), ShutdownTimeout: 10 * time.Second,
-		InboxMaxAge: 840 * time.Hour, OrdersMaxAge: 9600 * time.Hour,
+		DataDir: t.TempDir(), ShutdownTimeout: 10 * time.Second,
+		Limits:              config.Limits{MaxBodyBytes: 1 << 20, InboxMaxAge: 840 * time.Hour, OrdersMaxAge: 9600 * time.Hour},
 		StripeWebhookSecret: secret, StripeRate: 20,
 	}
 	for _, set := range settings {

@@ -111,6 +111,11 @@ func logConfig(cfg config.Config, keys eventlog.Keys, logger *slog.Logger) event
 	}
 }
 
+// clusterConfig is logConfig for what is in a NATS cluster, for who does not serve.
+func clusterConfig(limits config.Limits, nats config.NATS, logger *slog.Logger) eventlog.Config {
+	return logConfig(config.Config{Limits: limits, NATS: nats}, eventlog.Keys{}, logger)
+}
+
 // newGateway binds every listener, opens the log and composes the parts. It
 // leaves nothing open when it fails.
 func newGateway(ctx context.Context, cfg config.Config, logger *slog.Logger) (_ *gateway, err error) {

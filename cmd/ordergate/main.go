@@ -59,7 +59,8 @@ type commands struct {
 	Backfill      backfillCommand       `cmd:"" help:"Ask Stripe for events that were missed, and store them."`
 	Erase         eraseCommand          `cmd:"" help:"Erase, for good, what is stored about orders or customers."`
 	Export        exportCommand         `cmd:"" help:"Write all that a stopped gateway has stored to one file: to move house, or as a backup."`
-	Import        importCommand         `cmd:"" help:"Make a data directory from such a file, encrypted or not."`
+	Import        importCommand         `cmd:"" help:"Make a data directory from such a file, encrypted or not, or a log in a NATS cluster."`
+	Migrate       migrateCommand        `cmd:"" help:"Bring what is in a NATS cluster to the settings of serve, or say what that would change."`
 	Tokens        tokensCommands        `cmd:"" help:"Make tokens for those who may use the gateway."`
 	Version       versionCommand        `cmd:"" help:"Print the version."`
 }

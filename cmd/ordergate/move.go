@@ -1,15 +1,18 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"time"
 
+	"github.com/ordergate/ordergate/internal/config"
 	"github.com/ordergate/ordergate/internal/eventlog"
 	"github.com/ordergate/ordergate/internal/telemetry"
 )
@@ -88,26 +91,31 @@ func (x *exportCommand) Run(ctx context.Context, c console) (err error) {
 }
 
 type importCommand struct {
-	DataDir           string `name:"data-dir" env:"ORDERGATE_DATA_DIR" default:"ordergate-data" placeholder:"DIR" help:"The data directory to make: empty, or not there yet."`
-	EncryptionKeyFile string `name:"encryption-key-file" env:"ORDERGATE_ENCRYPTION_KEY_FILE" placeholder:"FILE" help:"Encrypt it with the key in this file (openssl rand -base64 32), whatever the exported one was."`
-	JSON              bool   `name:"json" help:"Print one JSON object in the end."`
-	File              string `arg:"" help:"The archive; - for standard input."`
+	DataDir           string        `name:"data-dir" env:"ORDERGATE_DATA_DIR" placeholder:"DIR" help:"The data directory to make: empty, or not there yet (ordergate-data)."`
+	EncryptionKeyFile string        `name:"encryption-key-file" env:"ORDERGATE_ENCRYPTION_KEY_FILE" placeholder:"FILE" help:"Encrypt it with the key in this file (openssl rand -base64 32), whatever the exported one was."`
+	NATS              config.NATS   `embed:""`
+	Limits            config.Limits `embed:""`
+	JSON              bool          `name:"json" help:"Print one JSON object in the end."`
+	File              string        `arg:"" help:"The archive; - for standard input."`
 }
 
 // Help is the longer text of `ordergate import --help`.
 func (importCommand) Help() string {
-	return `It makes a data directory from what ordergate export wrote. Events, orders, their sequences and times are as they were, and so are subscriptions with their places, dead letters, and what is parked: tokens that clients have stay good, and an event that was stored before is still a duplicate.
+	return `It makes a data directory from what ordergate export wrote, or, with --nats-url, a log in a NATS cluster that several gateways share. Events, orders, their sequences and times are as they were, and so are subscriptions with their places, dead letters, and what is parked: tokens that clients have stay good, and an event that was stored before is still a duplicate.
 
 The archive is verified to its last byte. It is all or nothing: when it fails or is interrupted, no gateway opens what there is, and it can be run again. Start one gateway only of the two: with both, Stripe's events would part.
 
+Into a cluster it goes as an account that has no log yet; one that is there is never touched. Ages and bounds are those of serve, and are set in the end; a data directory gets them when serve opens it. The servers must be NATS 2.15 or later.
+
 Examples:
   ordergate import --data-dir /var/lib/ordergate orders.archive
+  ordergate import --nats-url nats://nats-1:4222,nats://nats-2:4222,nats://nats-3:4222 orders.archive
   age -d -i key.txt orders.archive.age | ordergate import --data-dir /var/lib/ordergate --encryption-key-file ordergate.key -`
 }
 
 func (m *importCommand) Run(ctx context.Context, c console) error {
 	logger := telemetry.NewLogger(c.stderr, "auto", "warn")
-	keys, err := loadEncryption(m.EncryptionKeyFile, logger)
+	into, where, err := m.target(logger)
 	if err != nil {
 		return err
 	}
@@ -126,12 +134,24 @@ func (m *importCommand) Run(ctx context.Context, c console) error {
 		in = file
 	}
 	progress := &moveProgress{line: progressLine{out: c.stderr, terminal: telemetry.IsTerminal(c.stderr)}, began: time.Now()}
-	figures, err := eventlog.Import(ctx, eventlog.Config{Dir: m.DataDir, Keys: keys, Logger: logger}, in, progress.show)
+	figures, err := eventlog.Import(ctx, into, in, progress.show)
 	progress.clear()
 	if err != nil {
 		return stopped(ctx, err)
 	}
-	return printFigures(c.stdout, m.JSON, "Imported into", m.DataDir, figures)
+	return printFigures(c.stdout, m.JSON, "Imported into", where, figures)
+}
+
+// target is the log to make, and what it is called.
+func (m *importCommand) target(logger *slog.Logger) (into eventlog.Config, where string, _ error) {
+	cluster := m.NATS.Cluster()
+	if cluster == nil {
+		keys, err := loadEncryption(m.EncryptionKeyFile, logger)
+		where = cmp.Or(m.DataDir, defaultDataDir)
+		return eventlog.Config{Dir: where, Keys: keys, Logger: logger}, where, errors.Join(m.NATS.Check(), err)
+	}
+	shared := config.Config{Limits: m.Limits, NATS: m.NATS, DataDir: m.DataDir, EncryptionKeyFile: m.EncryptionKeyFile}
+	return logConfig(shared, eventlog.Keys{}, logger), cluster.Redacted(), errors.Join(m.Limits.Check(), shared.CheckStore())
 }
 
 // stopped is err, unless it is only that the command was told to stop.

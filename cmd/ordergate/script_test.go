@@ -37,9 +37,11 @@ func TestMain(m *testing.M) {
 const patience = 30 * time.Second
 
 // TestScripts drives the real binary; testdata/*.txtar say how.
-func TestScripts(t *testing.T) {
-	testscript.Run(t, testscript.Params{
-		Dir:                 "testdata",
+func TestScripts(t *testing.T) { testscript.Run(t, scripts("testdata")) }
+
+func scripts(dir string) testscript.Params {
+	return testscript.Params{
+		Dir:                 dir,
 		RequireExplicitExec: true,
 		Setup:               setupScript,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
@@ -51,7 +53,7 @@ func TestScripts(t *testing.T) {
 			"load-and-stop": loadAnd(os.Interrupt),
 			"balance-books": balanceBooks,
 		},
-	})
+	}
 }
 
 type booksKey struct{}

@@ -36,9 +36,8 @@ const (
 // Config are the settings of `ordergate serve` and `ordergate dev`. The tags
 // are read by github.com/alecthomas/kong.
 type Config struct {
-	IngressAddr  string `name:"ingress-addr" env:"ORDERGATE_INGRESS_ADDR" default:":3000" help:"Where Stripe's webhooks come in. The only door for the internet."`
-	WebhookPath  string `name:"webhook-path" env:"ORDERGATE_WEBHOOK_PATH" default:"/api/webhook" help:"The path of the webhook endpoint. Nothing else is served on that port."`
-	MaxBodyBytes int64  `name:"max-body-bytes" env:"ORDERGATE_MAX_BODY_BYTES" default:"1048576" help:"The largest event taken, in bytes: 65536 to 16777216."`
+	IngressAddr string `name:"ingress-addr" env:"ORDERGATE_INGRESS_ADDR" default:":3000" help:"Where Stripe's webhooks come in. The only door for the internet."`
+	WebhookPath string `name:"webhook-path" env:"ORDERGATE_WEBHOOK_PATH" default:"/api/webhook" help:"The path of the webhook endpoint. Nothing else is served on that port."`
 
 	IngressTLSCert string   `name:"ingress-tls-cert" env:"ORDERGATE_INGRESS_TLS_CERT" placeholder:"FILE" help:"The certificate for the ingress, in PEM, where no proxy in front ends TLS. Taken again when the file changes."`
 	IngressTLSKey  string   `name:"ingress-tls-key" env:"ORDERGATE_INGRESS_TLS_KEY" placeholder:"FILE" help:"The private key of the ingress's certificate, in PEM."`
@@ -54,15 +53,12 @@ type Config struct {
 	TLSClientCA string `name:"tls-client-ca" env:"ORDERGATE_TLS_CLIENT_CA" placeholder:"FILE" help:"The authorities of client certificates, in PEM. A client that shows one needs no token."`
 	AccessFile  string `name:"access-file" env:"ORDERGATE_ACCESS_FILE" placeholder:"FILE" help:"Who may do what over gRPC and admin HTTP: NAME ROLE CREDENTIAL [SUBSCRIPTION,...] a line; see ordergate tokens create. Taken again when the file changes. Without it, everybody who reaches these may do everything."`
 
-	DataDir           string        `name:"data-dir" env:"ORDERGATE_DATA_DIR" placeholder:"DIR" help:"Where events and orders are stored, by one process at a time (serve: ordergate-data; dev: a temporary directory)."`
-	EncryptionKeyFile string        `name:"encryption-key-file" env:"ORDERGATE_ENCRYPTION_KEY_FILE" placeholder:"FILE" help:"Encrypt what is stored, with the key on the first line of this file (openssl rand -base64 32); the one before it on the second line, while it is replaced. Begins with an empty data directory."`
-	AcceptDamage      bool          `name:"accept-damage" env:"ORDERGATE_ACCEPT_DAMAGE" help:"Open a data directory whose files are damaged, without what cannot be read. For one start, after a copy was made."`
-	InboxMaxAge       time.Duration `name:"inbox-max-age" env:"ORDERGATE_INBOX_MAX_AGE" default:"840h" help:"How long raw events are kept, and with them the memory of their ids: 720h (30 days) or more."`
-	OrdersMaxAge      time.Duration `name:"orders-max-age" env:"ORDERGATE_ORDERS_MAX_AGE" default:"9600h" help:"How long order events are kept: 24h or more."`
-	InboxMaxBytes     int64         `name:"inbox-max-bytes" env:"ORDERGATE_INBOX_MAX_BYTES" default:"0" help:"What raw events may take on disk: 67108864 (64 MiB) or more, 0 for no limit. A full inbox refuses new events (503, and Stripe sends them again); it drops none."`
-	OrdersMaxBytes    int64         `name:"orders-max-bytes" env:"ORDERGATE_ORDERS_MAX_BYTES" default:"0" help:"The same for order events. When it is full, raw events wait to be converted."`
+	DataDir           string `name:"data-dir" env:"ORDERGATE_DATA_DIR" placeholder:"DIR" help:"Where events and orders are stored, by one process at a time (serve: ordergate-data; dev: a temporary directory)."`
+	EncryptionKeyFile string `name:"encryption-key-file" env:"ORDERGATE_ENCRYPTION_KEY_FILE" placeholder:"FILE" help:"Encrypt what is stored, with the key on the first line of this file (openssl rand -base64 32); the one before it on the second line, while it is replaced. Begins with an empty data directory."`
+	AcceptDamage      bool   `name:"accept-damage" env:"ORDERGATE_ACCEPT_DAMAGE" help:"Open a data directory whose files are damaged, without what cannot be read. For one start, after a copy was made."`
 
-	NATS NATS `embed:""`
+	Limits `embed:""`
+	NATS   NATS `embed:""`
 
 	StripeWebhookSecret     string `name:"stripe-webhook-secret" env:"STRIPE_WEBHOOK_SECRET" placeholder:"whsec_…" help:"The endpoint's signing secret; several with commas, while one is rolled. Better in the environment or .env.local: a flag shows in the process list."`
 	StripeWebhookSecretFile string `name:"stripe-webhook-secret-file" env:"STRIPE_WEBHOOK_SECRET_FILE" placeholder:"FILE" help:"Signing secrets, one a line, # begins a comment; beside those of STRIPE_WEBHOOK_SECRET, or instead. Taken again when the file changes: no restart to roll a secret."`
@@ -78,6 +74,36 @@ type Config struct {
 
 	ShutdownTimeout time.Duration `name:"shutdown-timeout" env:"ORDERGATE_SHUTDOWN_TIMEOUT" default:"10s" help:"How long a stop may take before open streams are cut off."`
 	Log             Log           `embed:""`
+}
+
+// Limits are what is taken, and how much of it is kept for how long.
+type Limits struct {
+	MaxBodyBytes   int64         `name:"max-body-bytes" env:"ORDERGATE_MAX_BODY_BYTES" default:"1048576" help:"The largest event taken, in bytes: 65536 to 16777216."`
+	InboxMaxAge    time.Duration `name:"inbox-max-age" env:"ORDERGATE_INBOX_MAX_AGE" default:"840h" help:"How long raw events are kept, and with them the memory of their ids: 720h (30 days) or more."`
+	OrdersMaxAge   time.Duration `name:"orders-max-age" env:"ORDERGATE_ORDERS_MAX_AGE" default:"9600h" help:"How long order events are kept: 24h or more."`
+	InboxMaxBytes  int64         `name:"inbox-max-bytes" env:"ORDERGATE_INBOX_MAX_BYTES" default:"0" help:"What raw events may take on disk: 67108864 (64 MiB) or more, 0 for no limit. A full inbox refuses new events (503, and Stripe sends them again); it drops none."`
+	OrdersMaxBytes int64         `name:"orders-max-bytes" env:"ORDERGATE_ORDERS_MAX_BYTES" default:"0" help:"The same for order events. When it is full, raw events wait to be converted."`
+}
+
+// Check returns all that is wrong, each problem with its mend, or nil.
+func (l Limits) Check() error {
+	var problems []error
+	wrong := func(format string, args ...any) { problems = append(problems, fmt.Errorf(format, args...)) }
+	if l.MaxBodyBytes < minBodyBytes || l.MaxBodyBytes > maxBodyBytes {
+		wrong("--max-body-bytes %d: want %d to %d", l.MaxBodyBytes, minBodyBytes, maxBodyBytes)
+	}
+	if l.InboxMaxAge < minInboxMaxAge {
+		wrong("--inbox-max-age %v: want %v or more, for as long Stripe may send an event again", l.InboxMaxAge, minInboxMaxAge)
+	}
+	if l.OrdersMaxAge < minOrdersMaxAge {
+		wrong("--orders-max-age %v: want %v or more", l.OrdersMaxAge, minOrdersMaxAge)
+	}
+	for flag, bytes := range map[string]int64{"--inbox-max-bytes": l.InboxMaxBytes, "--orders-max-bytes": l.OrdersMaxBytes} {
+		if bytes != 0 && bytes < minStreamBytes {
+			wrong("%s %d: want %d or more, or 0 for no limit", flag, bytes, minStreamBytes)
+		}
+	}
+	return errors.Join(problems...)
 }
 
 // NATS are the settings of an existing NATS cluster.
@@ -157,37 +183,14 @@ func (c *Config) Check() error {
 	if !strings.HasPrefix(c.WebhookPath, "/") || strings.ContainsAny(c.WebhookPath, "?# %") {
 		wrong("--webhook-path %q is not a path: write for example /api/webhook", c.WebhookPath)
 	}
-	if c.MaxBodyBytes < minBodyBytes || c.MaxBodyBytes > maxBodyBytes {
-		wrong("--max-body-bytes %d: want %d to %d", c.MaxBodyBytes, minBodyBytes, maxBodyBytes)
-	}
-	if c.InboxMaxAge < minInboxMaxAge {
-		wrong("--inbox-max-age %v: want %v or more, for as long Stripe may send an event again", c.InboxMaxAge, minInboxMaxAge)
-	}
-	if c.OrdersMaxAge < minOrdersMaxAge {
-		wrong("--orders-max-age %v: want %v or more", c.OrdersMaxAge, minOrdersMaxAge)
-	}
-	for flag, bytes := range map[string]int64{"--inbox-max-bytes": c.InboxMaxBytes, "--orders-max-bytes": c.OrdersMaxBytes} {
-		if bytes != 0 && bytes < minStreamBytes {
-			wrong("%s %d: want %d or more, or 0 for no limit", flag, bytes, minStreamBytes)
-		}
-	}
+	problems = append(problems, c.Limits.Check())
 	if !(c.StripeRate > 0 && c.StripeRate <= maxStripeRate) {
 		wrong("--stripe-rate %v: want more than 0 and at most %d", c.StripeRate, maxStripeRate)
 	}
 	if c.LineItemsDeadline < 0 || c.LineItemsDeadline > maxLineItemsDeadline {
 		wrong("--line-items-deadline %v: want 0s to %v", c.LineItemsDeadline, maxLineItemsDeadline)
 	}
-	problems = append(problems, c.NATS.Check())
-	if len(c.NATS.URLs) > 0 {
-		for flag, given := range map[string]bool{"--data-dir": c.DataDir != "", "--accept-damage": c.AcceptDamage} {
-			if given {
-				wrong("%s: with --nats-url everything is stored in NATS: leave one of the two out", flag)
-			}
-		}
-		if c.EncryptionKeyFile != "" {
-			wrong("--encryption-key-file: with --nats-url NATS encrypts what it stores: set cipher and key in its jetstream block, and leave this out")
-		}
-	}
+	problems = append(problems, c.CheckStore())
 	problems = append(problems, c.checkSources()...)
 	if endpoint, err := url.Parse(c.OTLPEndpoint); c.OTLPEndpoint != "" && (err != nil || endpoint.Scheme != "http" && endpoint.Scheme != "https" || endpoint.Host == "") {
 		wrong("--otlp-endpoint %q is not a URL: write for example http://localhost:4317", c.OTLPEndpoint)
@@ -197,6 +200,23 @@ func (c *Config) Check() error {
 	}
 	if c.ShutdownTimeout <= 0 || c.ShutdownTimeout > maxShutdownTimeout {
 		wrong("--shutdown-timeout %v: want more than 0 and at most %v", c.ShutdownTimeout, maxShutdownTimeout)
+	}
+	return errors.Join(problems...)
+}
+
+// CheckStore is the part of Check that is about where everything is stored.
+func (c *Config) CheckStore() error {
+	problems := []error{c.NATS.Check()}
+	wrong := func(format string, args ...any) { problems = append(problems, fmt.Errorf(format, args...)) }
+	if len(c.NATS.URLs) > 0 {
+		for flag, given := range map[string]bool{"--data-dir": c.DataDir != "", "--accept-damage": c.AcceptDamage} {
+			if given {
+				wrong("%s: with --nats-url everything is stored in NATS: leave one of the two out", flag)
+			}
+		}
+		if c.EncryptionKeyFile != "" {
+			wrong("--encryption-key-file: with --nats-url NATS encrypts what it stores: set cipher and key in its jetstream block, and leave this out")
+		}
 	}
 	return errors.Join(problems...)
 }

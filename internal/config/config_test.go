@@ -10,9 +10,9 @@ import (
 
 func valid() Config {
 	return Config{
-		IngressAddr: ":3000", WebhookPath: "/api/webhook", MaxBodyBytes: 1 << 20,
+		IngressAddr: ":3000", WebhookPath: "/api/webhook",
 		GRPCAddr: "127.0.0.1:50051", AdminAddr: "localhost:8080", DataDir: "data",
-		InboxMaxAge: 35 * 24 * time.Hour, OrdersMaxAge: 400 * 24 * time.Hour, ShutdownTimeout: 10 * time.Second,
+		Limits: Limits{MaxBodyBytes: 1 << 20, InboxMaxAge: 35 * 24 * time.Hour, OrdersMaxAge: 400 * 24 * time.Hour}, ShutdownTimeout: 10 * time.Second,
 		StripeRate: 20, LineItemsDeadline: 30 * time.Second, OrderSources: []string{"checkout_session", "invoice.subscription_cycle"},
 	}
 }

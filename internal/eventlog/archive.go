@@ -30,7 +30,7 @@ const (
 	usualEventBytes = 1 << 20
 )
 
-// ErrUnfinished means that an import into the data directory did not come to its end.
+// ErrUnfinished means that an import did not come to its end.
 var ErrUnfinished = errors.New("an import was interrupted")
 
 // Figures say how much is in a log.
@@ -49,11 +49,12 @@ type Figures struct {
 // Progress is told how many messages of about how many have passed.
 type Progress func(done, total uint64)
 
-// archivedStreams are the streams of a log by name, without any limits.
-func archivedStreams() map[string]jetstream.StreamConfig {
-	streams := map[string]jetstream.StreamConfig{inboxStream: inboxConfig(Config{}), ordersStream: ordersConfig(Config{})}
-	for name := range bucketAges(Config{}) {
-		streams[bucketStream(name)] = bucketConfig(Config{}, name, 0)
+// archivedStreams are the streams of a log by name, as they are set up in cfg, which has
+// no limits.
+func archivedStreams(cfg Config) map[string]jetstream.StreamConfig {
+	streams := map[string]jetstream.StreamConfig{inboxStream: inboxConfig(cfg), ordersStream: ordersConfig(cfg)}
+	for name := range bucketAges(Config{}) { // what gateways share for seconds is not archived
+		streams[bucketStream(name)] = bucketConfig(cfg, name, 0)
 	}
 	return streams
 }
@@ -81,7 +82,7 @@ func (e *engine) export(ctx context.Context, to io.Writer, version string, progr
 		return Figures{}, err
 	}
 	header := archive.Header{Version: version, Created: time.Now().UTC(), LogID: e.id}
-	names := slices.Sorted(maps.Keys(archivedStreams()))
+	names := slices.Sorted(maps.Keys(archivedStreams(Config{})))
 	before := map[string]*jetstream.StreamInfo{}
 	for _, name := range names {
 		if before[name], err = e.infoOf(ctx, name); err != nil {
@@ -198,17 +199,21 @@ func (e *engine) figures(ctx context.Context) (Figures, error) {
 	return f, ctx.Err()
 }
 
-// Import makes a log of an archive in cfg.Dir, which must be empty or missing, and
-// closes it. The log is as it was when it was exported; cfg.Keys encrypt it or not,
-// whatever they were then. Nothing is removed for its age before a gateway opens it.
+// Import makes a log of an archive in cfg.Dir, which must be empty or missing, or in
+// cfg.Cluster, whose account must have none, and closes it. The log is as it was when it was exported; cfg.Keys encrypt it or not,
+// whatever they were then. In a directory nothing is removed for its age before a gateway
+// opens it; in a cluster the streams have the limits of cfg in the end.
 //
 // It is all or nothing: when it fails, nothing is left; when it is killed, the
-// directory is not opened (ErrUnfinished), and another Import begins anew. An error
+// log is not opened (ErrUnfinished), and another Import begins anew. An error
 // about the archive wraps archive.ErrInvalid or archive.ErrNewer.
 func Import(ctx context.Context, cfg Config, from io.Reader, progress Progress) (_ Figures, err error) {
 	in, err := archive.NewReader(from)
 	if err != nil {
 		return Figures{}, err
+	}
+	if cfg.Cluster != nil {
+		return importShared(ctx, cfg, in, progress)
 	}
 	_, statErr := os.Stat(cfg.Dir)
 	lock, dir, err := holdDir(cfg.Dir)
@@ -243,7 +248,7 @@ func Import(ctx context.Context, cfg Config, from io.Reader, progress Progress) 
 	cfg.restore = func(ctx context.Context, e *engine) error {
 		ctx, cancel := e.alive(ctx)
 		defer cancel()
-		return e.restoreAll(ctx, in, progress)
+		return e.restoreAll(ctx, in, archivedStreams(Config{}), nil, progress)
 	}
 	if _, err := useOnce(ctx, cfg); err != nil {
 		if ctx.Err() != nil {
@@ -312,10 +317,9 @@ func useOnce(ctx context.Context, cfg Config) (Figures, error) {
 	return figures, nil
 }
 
-// restoreAll makes the streams of an archive. When it returns nil, the archive was
-// read to its end and is whole.
-func (e *engine) restoreAll(ctx context.Context, in *archive.Reader, progress Progress) error {
-	streams := archivedStreams()
+// restoreAll makes the streams of an archive, which are those that are given, with more
+// metadata. When it returns nil, the archive was read to its end and is whole.
+func (e *engine) restoreAll(ctx context.Context, in *archive.Reader, streams map[string]jetstream.StreamConfig, metadata map[string]string, progress Progress) error {
 	var done uint64
 	for {
 		s, err := in.Next()
@@ -332,6 +336,11 @@ func (e *engine) restoreAll(ctx context.Context, in *archive.Reader, progress Pr
 		delete(streams, s.Name)
 		if cfg.Metadata, err = metadataOf(s, in.Header.LogID); err != nil {
 			return err
+		}
+		if len(metadata) > 0 {
+			more := maps.Clone(metadata)
+			maps.Copy(more, cfg.Metadata)
+			cfg.Metadata = more
 		}
 		contents, err := e.restoreStream(ctx, in, cfg, func() { done++; progress(done, in.Header.Messages) })
 		if err != nil {
@@ -374,8 +383,9 @@ func (e *engine) restoreStream(ctx context.Context, in io.Reader, cfg jetstream.
 	var consumers []archive.Consumer
 	for _, c := range s.Consumers {
 		if cfg.Name == inboxStream && c.Name == converterConsumer && len(consumers) == 0 {
-			c.Config = converterConfig
+			c.Config = e.converterConfig()
 			consumers = append(consumers, c)
+			e.converter = true
 		}
 	}
 	// Whoever stops is seen below: a restore that nobody ends holds the engine up.

@@ -112,7 +112,14 @@ func (e *engine) openBucket(ctx context.Context, cfg Config, name BucketName, ag
 	if err != nil {
 		return err
 	}
-	if e.buckets[name], err = e.js.KeyValue(ctx, string(name)); err != nil {
+	err = insist(ctx, func(ctx context.Context) (err error) {
+		e.buckets[name], err = e.js.KeyValue(ctx, string(name))
+		if e.shared && errors.Is(err, jetstream.ErrBucketNotFound) { // not every server knows of it yet
+			return errBeingMade
+		}
+		return err
+	})
+	if err != nil {
 		return err
 	}
 	e.used[name] = &atomic.Bool{}

@@ -36,6 +36,8 @@ const (
 	// came: after two that are missing, another replica is followed.
 	beatInterval = time.Second
 	sharedExpiry = 10 * time.Second // of a request for messages
+	// insistence is how often a cluster is asked again that did not answer.
+	insistence = 5
 )
 
 // ErrSettings means that a stream of the cluster is set up in another way than the
@@ -72,8 +74,8 @@ func openShared(ctx context.Context, cfg Config) (*Log, error) {
 		case ctx.Err() != nil:
 			return nil, ctx.Err()
 		case errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount):
-			return nil, fmt.Errorf("%w: the account has no JetStream: enable it for the account in NATS's configuration, or show credentials of one that has it", err)
-		case cfg.AsIs, errors.Is(err, ErrSettings), errors.As(err, &format), errors.Is(err, natsconn.ErrConfig):
+			return nil, withoutJetStream(err)
+		case cfg.AsIs, errors.Is(err, ErrSettings), errors.Is(err, ErrUnfinished), errors.As(err, &format), errors.Is(err, natsconn.ErrConfig):
 			return nil, err
 		}
 		cfg.Logger.Error("the log cannot be opened; trying again", "error", err)
@@ -88,18 +90,7 @@ func openShared(ctx context.Context, cfg Config) (*Log, error) {
 // join connects to the cluster, and returns when the streams are there and right. The
 // engine dies with its connection.
 func (e *engine) join(ctx context.Context, cfg Config) error {
-	var err error
-	lost := func(err error) {
-		e.fail(fmt.Errorf("the connection to NATS was lost: %w", cmp.Or(err, nats.ErrConnectionClosed)))
-	}
-	if e.conn, err = natsconn.Connect(ctx, cfg.Cluster.Config, "ordergate", lost); err != nil {
-		return err
-	}
-	if needed := int64(cfg.MaxEventBytes + orderBytes + headerBytes); e.conn.MaxPayload() < needed {
-		return fmt.Errorf("%w: NATS takes messages of %d bytes, and an order event may have %d: set max_payload to %d or more in its configuration", ErrSettings, e.conn.MaxPayload(), needed, needed)
-	}
-	e.js, err = jetstream.New(e.conn, jetstream.WithDefaultTimeout(requestTimeout), jetstream.WithPublishAsyncMaxPending(maxPublishing), jetstream.WithPublishAsyncTimeout(requestTimeout))
-	if err != nil {
+	if err := e.connect(ctx, cfg, "ordergate"); err != nil {
 		return err
 	}
 	if err := e.createStreams(ctx, cfg); err != nil {
@@ -117,32 +108,86 @@ func (e *engine) join(ctx context.Context, cfg Config) error {
 	return nil
 }
 
+// connect connects to the cluster, under a name that its operators see. The engine dies
+// with the connection.
+func (e *engine) connect(ctx context.Context, cfg Config, name string) error {
+	lost := func(err error) {
+		e.fail(fmt.Errorf("the connection to NATS was lost: %w", cmp.Or(err, nats.ErrConnectionClosed)))
+	}
+	var err error
+	if e.conn, err = natsconn.Connect(ctx, cfg.Cluster.Config, name, lost); err != nil {
+		return err
+	}
+	if needed := cfg.MinPayload(); e.conn.MaxPayload() < needed {
+		return fmt.Errorf("%w: NATS takes messages of %d bytes, and an order event may have %d: set max_payload to %d or more in its configuration", ErrSettings, e.conn.MaxPayload(), needed, needed)
+	}
+	e.js, err = jetstream.New(e.conn, jetstream.WithDefaultTimeout(requestTimeout), jetstream.WithPublishAsyncMaxPending(maxPublishing), jetstream.WithPublishAsyncTimeout(requestTimeout))
+	return err
+}
+
+// MinPayload is the smallest max_payload of NATS servers that keep the log.
+func (cfg Config) MinPayload() int64 { return int64(cfg.MaxEventBytes + orderBytes + headerBytes) }
+
 // ensureShared creates a stream, or returns the one there is, if that is as it must
 // be: of several gateways none changes what the others rely on (see Migrate).
 func (e *engine) ensureShared(ctx context.Context, cfg Config, wanted jetstream.StreamConfig) (jetstream.Stream, error) {
-	// A request that comes while a leader is elected is never answered.
-	ctx, cancel := context.WithTimeout(ctx, streamTimeout)
-	defer cancel()
-	stream, err := e.js.Stream(ctx, wanted.Name)
-	if errors.Is(err, jetstream.ErrStreamNotFound) && !cfg.AsIs {
-		stream, err = e.js.CreateStream(ctx, wanted)
-		if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) { // another gateway was faster
-			stream, err = e.js.Stream(ctx, wanted.Name)
+	var stream jetstream.Stream
+	err := insist(ctx, func(ctx context.Context) (err error) {
+		stream, err = e.js.Stream(ctx, wanted.Name)
+		if errors.Is(err, jetstream.ErrStreamNotFound) && !cfg.AsIs {
+			stream, err = e.js.CreateStream(ctx, wanted)
+			if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) { // another gateway was faster
+				stream, err = e.js.Stream(ctx, wanted.Name)
+			}
+			if errors.Is(err, jetstream.ErrStreamNotFound) {
+				err = errBeingMade
+			}
 		}
+		return err
+	})
+	if err != nil {
+		return nil, ofReplicas(err, wanted.Replicas)
 	}
-	var refused *jetstream.APIError
-	switch {
-	case errors.As(err, &refused) && refused.ErrorCode == jetstream.ErrorCode(server.JSClusterNoPeersErrF):
-		return nil, fmt.Errorf("cannot have %d replicas: %w: give --replicas as many servers with JetStream as there are, or start more", wanted.Replicas, err)
-	case err != nil:
-		return nil, err
-	case cfg.AsIs:
-		return stream, nil
+	if err := refuseMarked(stream.CachedInfo().Config.Metadata); err != nil || cfg.AsIs {
+		return stream, err
 	}
 	if changes := Differences(stream.CachedInfo().Config, wanted); len(changes) > 0 {
 		return nil, fmt.Errorf("%w:\n  %s\nstart the gateway with the settings that the others have, or see `ordergate migrate`", ErrSettings, strings.Join(changes, "\n  "))
 	}
 	return stream, nil
+}
+
+// ofReplicas adds the mend to an error of a cluster that is too small.
+func ofReplicas(err error, replicas int) error {
+	var refused *jetstream.APIError
+	if !errors.As(err, &refused) || refused.ErrorCode != jetstream.ErrorCode(server.JSClusterNoPeersErrF) && refused.ErrorCode != jetstream.ErrorCode(server.JSStreamReplicasNotSupportedErr) {
+		return err
+	}
+	return fmt.Errorf("cannot have %d replicas: %w: give --replicas as many servers with JetStream as there are, or start more", replicas, err)
+}
+
+// errBeingMade means that another gateway makes a stream at the moment.
+var errBeingMade = errors.New("it is being made by another gateway")
+
+// insist asks a cluster, again when it does not answer: what comes while a leader is
+// elected, it never answers.
+func insist(ctx context.Context, ask func(context.Context) error) error {
+	for attempt := 1; ; attempt++ {
+		asking, cancel := context.WithTimeout(ctx, streamTimeout)
+		err := ask(asking)
+		cancel()
+		switch {
+		case err == nil, ctx.Err() != nil, attempt == insistence:
+			return err
+		case errors.Is(err, errBeingMade):
+			if err := pauseFor(ctx, lagPause); err != nil {
+				return err
+			}
+		case errors.Is(err, context.DeadlineExceeded), errors.Is(err, nats.ErrTimeout):
+		default:
+			return err
+		}
+	}
 }
 
 // Differences tells how a stream is set up in another way than it must be.
@@ -315,12 +360,12 @@ func pauseFor(ctx context.Context, pause time.Duration) error {
 // Change is what Migrate does to a stream.
 type Change struct {
 	// Stream is its name in the cluster.
-	Stream string
+	Stream string `json:"stream"`
 	// New says that it is made, else Differences are what becomes other.
-	New         bool
-	Differences []string
+	New         bool     `json:"new,omitempty"`
+	Differences []string `json:"differences,omitempty"`
 	// Refused is why it cannot be done; empty when it can.
-	Refused string
+	Refused string `json:"refused,omitempty"`
 }
 
 // Migrate tells what there is to change in a cluster so that a gateway can be started
@@ -333,32 +378,31 @@ func Migrate(ctx context.Context, cfg Config, apply bool) (changes []Change, err
 		e.fail(errors.New("done"))
 		e.close()
 	}()
-	if e.conn, err = natsconn.Connect(ctx, cfg.Cluster.Config, "ordergate migrate", nil); err != nil {
+	if err := e.connect(ctx, cfg, "ordergate migrate"); err != nil {
 		return nil, err
 	}
-	if e.js, err = jetstream.New(e.conn, jetstream.WithDefaultTimeout(requestTimeout)); err != nil {
-		return nil, err
-	}
-	var todo []func() error
+	var todo []func(context.Context) error
 	refused := false
 	for _, wanted := range sharedStreams(cfg) {
 		change := Change{Stream: wanted.Name}
-		stream, err := e.js.Stream(ctx, wanted.Name)
+		there, err := e.streamIn(ctx, wanted.Name)
 		switch {
 		case errors.Is(err, jetstream.ErrStreamNotFound):
 			change.New = true
-			todo = append(todo, func() error { _, err := e.js.CreateStream(ctx, wanted); return err })
+			todo = append(todo, func(ctx context.Context) error { _, err := e.js.CreateStream(ctx, wanted); return err })
 		case err != nil:
 			return nil, fmt.Errorf("stream %s: %w", wanted.Name, err)
 		default:
-			there := stream.CachedInfo().Config
-			if change.Differences = Differences(there, wanted); len(change.Differences) == 0 {
+			if err := refuseMarked(there.Config.Metadata); err != nil {
+				return nil, fmt.Errorf("stream %s: %w", wanted.Name, err)
+			}
+			if change.Differences = Differences(there.Config, wanted); len(change.Differences) == 0 {
 				continue
 			}
-			change.Refused = refusal(stream.CachedInfo(), wanted)
+			mended := mend(there.Config, wanted)
+			change.Refused = refusal(there, mended)
 			refused = refused || change.Refused != ""
-			wanted.Metadata = there.Metadata
-			todo = append(todo, func() error { _, err := e.js.UpdateStream(ctx, wanted); return err })
+			todo = append(todo, func(ctx context.Context) error { _, err := e.js.UpdateStream(ctx, mended); return err })
 		}
 		changes = append(changes, change)
 	}
@@ -366,14 +410,50 @@ func Migrate(ctx context.Context, cfg Config, apply bool) (changes []Change, err
 		return changes, nil
 	}
 	for i, do := range todo {
-		if err := do(); err != nil {
-			return changes, fmt.Errorf("stream %s: %w", changes[i].Stream, err)
+		if err := insist(ctx, do); err != nil {
+			return changes, fmt.Errorf("stream %s: %w", changes[i].Stream, ofReplicas(err, cfg.replicas()))
 		}
 	}
 	return changes, nil
 }
 
-// sharedStreams are all streams that a log in a cluster has, INBOX and ORDERS first.
+// streamIn asks a cluster for a stream.
+func (e *engine) streamIn(ctx context.Context, name string) (info *jetstream.StreamInfo, err error) {
+	err = insist(ctx, func(ctx context.Context) error {
+		stream, err := e.js.Stream(ctx, name)
+		if err == nil {
+			info = stream.CachedInfo()
+		}
+		return err
+	})
+	return info, withoutJetStream(err)
+}
+
+// withoutJetStream adds the mend to an error of a cluster that cannot store.
+func withoutJetStream(err error) error {
+	if errors.Is(err, jetstream.ErrJetStreamNotEnabled) || errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount) || errors.Is(err, nats.ErrNoResponders) {
+		return fmt.Errorf("%w: NATS has no JetStream for this account: enable it in the servers' configuration (jetstream {}), and for the account", err)
+	}
+	return err
+}
+
+// mend is the stream that is there, with what Differences looks at as it must be: where
+// operators place it, and what they write of it, is theirs.
+func mend(there, wanted jetstream.StreamConfig) jetstream.StreamConfig {
+	mended := there
+	mended.Subjects, mended.Retention, mended.Storage, mended.Replicas = wanted.Subjects, wanted.Retention, wanted.Storage, wanted.Replicas
+	mended.Discard, mended.DiscardNewPerSubject, mended.MaxMsgsPerSubject = wanted.Discard, wanted.DiscardNewPerSubject, wanted.MaxMsgsPerSubject
+	mended.MaxMsgs, mended.MaxBytes, mended.MaxMsgSize = wanted.MaxMsgs, wanted.MaxBytes, wanted.MaxMsgSize
+	mended.AllowDirect, mended.AllowRollup, mended.NoAck = wanted.AllowDirect, wanted.AllowRollup, wanted.NoAck
+	mended.DenyDelete, mended.DenyPurge = false, false
+	if there.Name != ordersStream || there.MaxAge != 0 && there.MaxAge < wanted.MaxAge { // KeepOrders lowers it
+		mended.MaxAge = wanted.MaxAge
+	}
+	return mended
+}
+
+// sharedStreams are all streams that a log in a cluster has. The bucket of the leases is
+// the first, to be made and to be looked at: an import marks it before all others.
 func sharedStreams(cfg Config) []jetstream.StreamConfig {
 	streams := []jetstream.StreamConfig{inboxConfig(cfg), ordersConfig(cfg)}
 	for i := range streams {
@@ -384,7 +464,8 @@ func sharedStreams(cfg Config) []jetstream.StreamConfig {
 		buckets = append(buckets, bucketConfig(cfg, name, age))
 	}
 	slices.SortFunc(buckets, func(a, b jetstream.StreamConfig) int { return cmp.Compare(a.Name, b.Name) })
-	return append(streams, buckets...)
+	first := slices.IndexFunc(buckets, func(c jetstream.StreamConfig) bool { return c.Name == bucketStream(leases) })
+	return slices.Concat(buckets[first:first+1], streams, buckets[:first], buckets[first+1:])
 }
 
 // refusal says why a stream cannot become what is wanted without a loss; empty when
@@ -402,7 +483,9 @@ func refusal(info *jetstream.StreamInfo, wanted jetstream.StreamConfig) string {
 		return "it is fed by another stream: end that first (nats stream edit)"
 	case there.Sealed:
 		return "it is sealed for good"
-	case wanted.MaxAge > 0 && info.State.Msgs > 0 && time.Since(info.State.FirstTime) > wanted.MaxAge:
+	case there.DenyDelete, there.DenyPurge:
+		return "the engine cannot allow again what is denied (deny_delete, deny_purge), and erasing needs it: make the log anew, or import it"
+	case wanted.MaxAge > 0 && wanted.MaxAge != there.MaxAge && info.State.Msgs > 0 && time.Since(info.State.FirstTime) > wanted.MaxAge:
 		return fmt.Sprintf("events older than %v would be removed at once: the oldest is of %s; give a longer age", wanted.MaxAge, info.State.FirstTime.UTC().Format(time.RFC3339))
 	case wanted.MaxBytes > 0 && info.State.Bytes > uint64(wanted.MaxBytes):
 		return fmt.Sprintf("it holds %d bytes, more than %d", info.State.Bytes, wanted.MaxBytes)

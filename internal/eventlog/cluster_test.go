@@ -299,7 +299,7 @@ func TestSettingsOfACluster(t *testing.T) {
 		}
 	}
 	changes, err := Migrate(deadline(t), cfg, false)
-	if err != nil || len(changes) != 13 || changes[0].New || len(changes[0].Differences) != 4 || !changes[1].New {
+	if err != nil || len(changes) != 12 || changes[0].New || len(changes[0].Differences) != 4 || !changes[1].New {
 		t.Errorf("%d changes: %+v, %v", len(changes), changes, err)
 	}
 	if info, err := js.Stream(deadline(t), inboxStream); err != nil || info.CachedInfo().Config.Replicas != 1 {

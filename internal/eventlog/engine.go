@@ -85,6 +85,7 @@ type engine struct {
 	note      *note     // what is in it; of the flusher, between opening and the end
 	untouched bool      // nobody has had the log since its clean end: most blocks are left to be read
 	accepted  bool      // damage was found, and is accepted
+	converter bool      // it was restored, with its place
 
 	unready  atomic.Pointer[error] // why a cluster cannot store; nil, or of nil, when it can
 	refuses  atomic.Pointer[error] // the same of INBOX
@@ -278,6 +279,11 @@ func (e *engine) start(cfg Config) error {
 
 func (e *engine) createStreams(ctx context.Context, cfg Config) error {
 	var err error
+	if e.shared { // an import marks it first
+		if _, err := e.ensureBucket(ctx, cfg, bucketConfig(cfg, leases, leaseTime)); err != nil {
+			return fmt.Errorf("bucket %s: %w", leases, err)
+		}
+	}
 	if e.inbox, err = e.ensureStream(ctx, cfg, inboxConfig(cfg)); err != nil {
 		return err
 	}

@@ -160,20 +160,22 @@ func (l *Log) ConsumeInbox(ctx context.Context, handle func(context.Context, []*
 	}
 }
 
-var converterConfig = jetstream.ConsumerConfig{
-	Durable:       converterConsumer,
-	AckPolicy:     jetstream.AckExplicitPolicy,
-	AckWait:       inboxAckWait,
-	MaxAckPending: inboxWindow,
-	DeliverPolicy: jetstream.DeliverAllPolicy,
-}
-
-func (e *engine) consumeInbox(ctx context.Context, handle func(context.Context, []*InboxMessage)) error {
-	cfg := converterConfig
+func (e *engine) converterConfig() jetstream.ConsumerConfig {
+	cfg := jetstream.ConsumerConfig{
+		Durable:       converterConsumer,
+		AckPolicy:     jetstream.AckExplicitPolicy,
+		AckWait:       inboxAckWait,
+		MaxAckPending: inboxWindow,
+		DeliverPolicy: jetstream.DeliverAllPolicy,
+	}
 	if e.shared {
 		cfg.AckWait = sharedAckWait
 	}
-	consumer, err := e.inbox.CreateOrUpdateConsumer(ctx, cfg)
+	return cfg
+}
+
+func (e *engine) consumeInbox(ctx context.Context, handle func(context.Context, []*InboxMessage)) error {
+	consumer, err := e.inbox.CreateOrUpdateConsumer(ctx, e.converterConfig())
 	if err != nil {
 		return err
 	}

@@ -28,6 +28,10 @@ const (
 	pieceBytes = 128 << 10
 	// pieceTimeout bounds how long the engine may take for a piece.
 	pieceTimeout = time.Minute
+	// listenTimeout is how long it may take in a cluster until all its servers know who
+	// listens for the first piece; it is tried again after each listenPause.
+	listenTimeout = 5 * time.Second
+	listenPause   = 20 * time.Millisecond
 
 	statusHeader      = "Status"
 	descriptionHeader = "Description"
@@ -145,9 +149,10 @@ type restoring struct {
 	subject string
 	stop    func()
 
-	mu   sync.Mutex
-	idle bool  // nothing was sent since the last look
-	err  error // of what was sent to keep the engine waiting
+	mu    sync.Mutex
+	taken bool  // the engine has taken a piece
+	idle  bool  // nothing was sent since the last look
+	err   error // of what was sent to keep the engine waiting
 }
 
 // restore begins a stream that does not exist yet ($JS.API.STREAM.RESTORE). Write its
@@ -201,10 +206,16 @@ func (r *restoring) wait() {
 func (r *restoring) send(piece []byte) error {
 	ctx, cancel := context.WithTimeout(r.ctx, pieceTimeout)
 	defer cancel()
+	began := time.Now()
 	reply, err := r.e.conn.RequestWithContext(ctx, r.subject, piece)
+	for !r.taken && errors.Is(err, nats.ErrNoResponders) && time.Since(began) < listenTimeout {
+		time.Sleep(listenPause)
+		reply, err = r.e.conn.RequestWithContext(ctx, r.subject, piece)
+	}
 	if err != nil {
 		return fmt.Errorf("the engine does not take it: %w", err)
 	}
+	r.taken = true
 	if len(reply.Data) == 0 {
 		return nil
 	}
