@@ -66,6 +66,7 @@ func namesIn(t *testing.T, cluster *natscluster.Cluster) (jetstream.JetStream, [
 // A log that moves into a cluster is the same log, for all who share it, and outlives
 // the server that took it.
 func TestMoveIntoACluster(t *testing.T) {
+	t.Parallel()
 	exported, wrote, want := archived(t)
 	cluster := natscluster.New(t, 3)
 	cfg := sharedConfig(t, cluster)
@@ -149,6 +150,7 @@ func (c *cut) Read(p []byte) (int, error) {
 // An import that fails leaves nothing; one that is killed is opened by nobody, and the
 // next one begins anew.
 func TestUnfinishedImportIntoACluster(t *testing.T) {
+	t.Parallel()
 	exported, wrote, want := archived(t)
 	cluster := natscluster.New(t, 3)
 	cfg := sharedConfig(t, cluster)
@@ -182,6 +184,9 @@ func TestUnfinishedImportIntoACluster(t *testing.T) {
 		})
 	}
 	for _, share := range []float64{0.1, 0.8} {
+		if testing.Short() {
+			break // it waits
+		}
 		t.Run(fmt.Sprintf("killed after %v", share), func(t *testing.T) {
 			m := &clusterImport{cfg: cfg, mark: "killed"}
 			m.cfg.complete(nil)
@@ -231,6 +236,7 @@ func TestUnfinishedImportIntoACluster(t *testing.T) {
 // What does not fit the settings is refused and leaves nothing; one server is enough, when
 // that is what is wanted.
 func TestImportIntoAClusterWithBounds(t *testing.T) {
+	t.Parallel()
 	exported, _, _ := archived(t)
 	cluster := natscluster.New(t, 3)
 	cfg := sharedConfig(t, cluster)

@@ -33,8 +33,12 @@ import (
 const (
 	peerService = "ordergate.peer.Peer"
 	forgetOrder = "/" + peerService + "/ForgetOrder"
-	// peerPings is how often a peer may ask whether this end is there.
-	peerPings = 5 * time.Second
+	// peerPings is how often a peer may ask whether this end is there. A peer that says
+	// nothing is asked after peerSilence, and its streams end peerPatience later: nothing
+	// else tells that it is gone, and its workers' events are wanted elsewhere.
+	peerPings    = 5 * time.Second
+	peerSilence  = 2 * time.Second
+	peerPatience = 3 * time.Second
 )
 
 // Peers are the gateways that share the log; *peers.Peers are.
@@ -49,6 +53,7 @@ func newPeerServer(subscriptions *subscriptionService, guard guard) *grpc.Server
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.StaticStreamWindowSize(peers.StreamWindow), grpc.StaticConnWindowSize(peers.ConnWindow),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: peerPings, PermitWithoutStream: true}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: peerSilence, Timeout: peerPatience}),
 		grpc.UnaryInterceptor(func(ctx context.Context, request any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (response any, err error) {
 			defer func() { err = guard.finish(ctx, info.FullMethod, nil, err, recover()) }()
 			return handler(ctx, request)
