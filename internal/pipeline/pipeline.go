@@ -59,8 +59,9 @@ const (
 	// another writer was faster.
 	maxConflicts     = 10
 	maxConflictPause = 10 * time.Millisecond
-	// parallel is how many orders the fast lane works on at a time.
-	parallel = 8
+	// parallel is how many orders the fast lane works on at a time, and parallelShared
+	// how many in a cluster, where each of their steps waits for the network.
+	parallel, parallelShared = 8, 64
 	// maxFinishing is how many batches may wait for their flush while the next one
 	// is converted.
 	maxFinishing = 4
@@ -206,7 +207,7 @@ func (p *Pipeline) handle(ctx context.Context, batch []*eventlog.InboxMessage) {
 		mu   sync.Mutex
 		done []*result
 	)
-	each(slices.Collect(maps.Values(families)), parallel, func(family []*result) {
+	each(slices.Collect(maps.Values(families)), p.parallel(), func(family []*result) {
 		for _, r := range family {
 			p.convert(ctx, r)
 			if errors.Is(r.err, errAskStripe) {
@@ -236,6 +237,13 @@ func each[T any](parts []T, goroutines int, do func(T)) {
 		})
 	}
 	workers.Wait()
+}
+
+func (p *Pipeline) parallel() int {
+	if p.Log.Shared() {
+		return parallelShared
+	}
+	return parallel
 }
 
 // goSlow moves an event to the slow lane, or has it come again when that is
