@@ -130,7 +130,9 @@ func (l *Log) keep(held context.Context, name string, value []byte, revision uin
 		case <-tick.C:
 		}
 		asked := time.Now()
-		next, err := l.renew(held, name, value, revision)
+		ctx, cancel := context.WithDeadline(held, trusted.Add(leaseTrust))
+		next, err := l.renew(ctx, name, value, revision)
+		cancel()
 		switch {
 		case err == nil:
 			revision, trusted = next, asked

@@ -60,6 +60,9 @@ var (
 	diskBytes = prometheus.NewDesc("ordergate_log_disk_bytes", "How large the disk of the data directory is.", nil, nil)
 	diskFree  = prometheus.NewDesc("ordergate_log_disk_free_bytes", "How much of the disk of the data directory is free for the gateway.", nil, nil)
 
+	gateways = prometheus.NewDesc("ordergate_gateways", "Gateways that share the log in a cluster and were heard of lately, this one included; 1 with a data directory.", nil, nil)
+	leads    = prometheus.NewDesc("ordergate_leads", "1 for the one of the gateways that does what one does for all: late line items, the backfill's cursor, upkeep; also with a data directory.", nil, nil)
+
 	roomEvents   = describeStream("events", "How many events a stream keeps.")
 	roomBytes    = describeStream("bytes", "What a stream takes on disk.")
 	roomMaxBytes = describeStream("max_bytes", "What a stream may take on disk before it refuses events; 0 is without limit.")
@@ -73,7 +76,7 @@ func describeStream(name, help string) *prometheus.Desc {
 
 // Describe is for the registry.
 func (c collector) Describe(descriptions chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{writable, diskBytes, diskFree, roomEvents, roomBytes, roomMaxBytes, roomOldest, roomMaxAge} {
+	for _, d := range []*prometheus.Desc{writable, diskBytes, diskFree, gateways, leads, roomEvents, roomBytes, roomMaxBytes, roomOldest, roomMaxAge} {
 		descriptions <- d
 	}
 }
@@ -88,6 +91,15 @@ func (c collector) Collect(metrics chan<- prometheus.Metric) {
 		can = 0
 	}
 	gauge(writable, can)
+	members, leading := 1, 0.0
+	if c.log.Shared() {
+		members = len(c.log.Members())
+	}
+	if c.log.Leads() {
+		leading = 1
+	}
+	gauge(gateways, float64(members))
+	gauge(leads, leading)
 	if disk, err := DiskOf(c.log.cfg.Dir); err == nil { // on Linux
 		gauge(diskBytes, float64(disk.Total))
 		gauge(diskFree, float64(disk.Free))

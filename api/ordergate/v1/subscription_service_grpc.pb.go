@@ -57,7 +57,8 @@ const (
 // PAGE_TOKEN_INVALID, RESUME_TOKEN_INVALID,
 // RESUME_TOKEN_EXPIRED, SUBSCRIPTION_NOT_FOUND, SUBSCRIPTION_EXISTS,
 // DEAD_LETTER_NOT_FOUND, TOO_MANY_SUBSCRIPTIONS, TOO_MANY_WORKERS,
-// LOG_UNAVAILABLE, LOG_FULL, SHUTTING_DOWN and INTERNAL.
+// LOG_UNAVAILABLE, LOG_FULL, SHUTTING_DOWN, SUBSCRIPTION_MOVED (another of several
+// gateways has it now: try again) and INTERNAL.
 type SubscriptionServiceClient interface {
 	// CreateSubscription makes a subscription. ALREADY_EXISTS
 	// (SUBSCRIPTION_EXISTS) when there is one of that name; RESOURCE_EXHAUSTED
@@ -284,7 +285,8 @@ func (c *subscriptionServiceClient) DiscardDeadLetters(ctx context.Context, in *
 // PAGE_TOKEN_INVALID, RESUME_TOKEN_INVALID,
 // RESUME_TOKEN_EXPIRED, SUBSCRIPTION_NOT_FOUND, SUBSCRIPTION_EXISTS,
 // DEAD_LETTER_NOT_FOUND, TOO_MANY_SUBSCRIPTIONS, TOO_MANY_WORKERS,
-// LOG_UNAVAILABLE, LOG_FULL, SHUTTING_DOWN and INTERNAL.
+// LOG_UNAVAILABLE, LOG_FULL, SHUTTING_DOWN, SUBSCRIPTION_MOVED (another of several
+// gateways has it now: try again) and INTERNAL.
 type SubscriptionServiceServer interface {
 	// CreateSubscription makes a subscription. ALREADY_EXISTS
 	// (SUBSCRIPTION_EXISTS) when there is one of that name; RESOURCE_EXHAUSTED
