@@ -102,6 +102,9 @@ func (e *engine) join(ctx context.Context, cfg Config) error {
 	if err := e.follow(ctx, e.orders.CachedInfo().State, cfg.OrdersMaxAge); err != nil {
 		return fmt.Errorf("follow the order events: %w", err)
 	}
+	if err := errors.Join(e.checkStream(e.inbox), e.checkStream(e.orders), e.checkWrite()); err != nil {
+		return err
+	}
 	e.advance(math.MaxUint64) // what arrives is the quorum's
 	e.background.Go(func() { e.watchRoom("") })
 	e.background.Go(e.watchReady)

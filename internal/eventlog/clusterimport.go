@@ -226,7 +226,9 @@ func (m *clusterImport) undo(ctx context.Context) (whole bool, err error) {
 	return m.ended && info.Config.Metadata[metadataUnfinished] == "", nil
 }
 
-// awaitCopies returns when all servers that are to keep the log have it.
+// awaitCopies returns when all servers that are to keep the log have it. What a stream
+// says of its replicas is not enough: one counts as current as soon as it has heard that
+// there is something to copy.
 func (m *clusterImport) awaitCopies(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, copyTimeout, fmt.Errorf("the servers of the cluster have not copied all from each other within %v", copyTimeout))
 	defer cancel()
@@ -235,10 +237,19 @@ func (m *clusterImport) awaitCopies(ctx context.Context) error {
 		return err
 	}
 	for _, name := range there {
-		for {
+		have := map[string]bool{} // the servers that have all of it
+		for len(have) < m.cfg.replicas() {
 			info, err := m.e.streamIn(ctx, name)
-			if err == nil && copied(info.Cluster, m.cfg.replicas()) {
+			if err == nil && info.State.Msgs == 0 && copied(info.Cluster, m.cfg.replicas()) {
 				break
+			}
+			if err == nil && copied(info.Cluster, m.cfg.replicas()) {
+				var server string
+				var messages uint64
+				if server, messages, err = m.look(ctx, name); err == nil && messages == info.State.Msgs {
+					have[server] = true
+					continue
+				}
 			}
 			select {
 			case <-ctx.Done():
@@ -248,6 +259,24 @@ func (m *clusterImport) awaitCopies(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// look asks one of a stream's servers, whichever the cluster chooses, for how many
+// messages it has: a consumer with one replica counts those of the server it is on.
+func (m *clusterImport) look(ctx context.Context, stream string) (server string, messages uint64, err error) {
+	ctx, cancel := context.WithTimeout(ctx, streamTimeout)
+	defer cancel()
+	consumer, err := m.e.js.CreateConsumer(ctx, stream, jetstream.ConsumerConfig{
+		Replicas: 1, MemoryStorage: true, AckPolicy: jetstream.AckNonePolicy, DeliverPolicy: jetstream.DeliverAllPolicy, InactiveThreshold: stallTimeout,
+	})
+	if err != nil {
+		return "", 0, err
+	}
+	info := consumer.CachedInfo()
+	if info.Cluster != nil {
+		server = info.Cluster.Leader
+	}
+	return server, info.NumPending, m.e.js.DeleteConsumer(ctx, stream, info.Name)
 }
 
 // awaitConverter waits for the place of the converter, which a cluster makes after its

@@ -111,12 +111,22 @@ func TestMoveIntoACluster(t *testing.T) {
 			t.Errorf("the log is %+v, want %s (%v)", state, read.LogID, err)
 		}
 	}
-	if !appendInbox(t, a, "evt_7") || !appendInbox(t, b, "evt_more_299") {
-		t.Error("an event that was stored is new")
+	for id, l := range map[string]*Log{"evt_7": a, "evt_more_299": b} {
+		eventually(t, "a copy is known", func(ctx context.Context) error {
+			duplicate, err := l.AppendInbox(ctx, RawEvent{ID: id, Body: []byte("{}"), SecretLabel: "s"})
+			if err == nil && !duplicate {
+				t.Errorf("%s was stored, and is new", id)
+			}
+			return err
+		})
 	}
-	if next := appendOrder(t, b, "cs_1", 4, 5); next != want[ordersStream].Last+1 {
-		t.Errorf("the next order event is %d, behind %d", next, want[ordersStream].Last)
-	}
+	eventually(t, "an order goes on", func(ctx context.Context) error {
+		next, err := b.AppendOrder(ctx, orderEvent("cs_1", 4), 5)
+		if err == nil && next != want[ordersStream].Last+1 {
+			t.Errorf("the next order event is %d, behind %d", next, want[ordersStream].Last)
+		}
+		return err
+	})
 	if value, err := a.Bucket(Places).Get(deadline(t), "shipping"); err != nil || string(value) != "place 4" {
 		t.Errorf("the place is %q (%v)", value, err)
 	}
