@@ -43,9 +43,7 @@ const (
 // books at the end: nothing that was answered 200 is lost, every event was handled, and
 // no order out of its order.
 func TestClusterUnderFaults(t *testing.T) {
-	if testing.Short() {
-		t.Skip("it takes some 15 s")
-	}
+	natscluster.Patiently(t)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Duration(1+*clusterFaults)*time.Minute)
 	defer cancel()
 	c := newClustered(t)

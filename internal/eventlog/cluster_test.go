@@ -222,9 +222,7 @@ func TestSharedLog(t *testing.T) {
 // A node that is killed takes nothing with it; when no quorum is left nothing is
 // acknowledged, and everything goes on by itself.
 func TestSharedLogOutlivesItsNodes(t *testing.T) {
-	if testing.Short() {
-		t.Skip("elections take seconds")
-	}
+	natscluster.Patiently(t)
 	t.Parallel()
 	cluster := natscluster.New(t, 3)
 	l := openLog(t, sharedConfig(t, cluster))

@@ -194,10 +194,8 @@ func TestUnfinishedImportIntoACluster(t *testing.T) {
 		})
 	}
 	for _, share := range []float64{0.1, 0.8} {
-		if testing.Short() {
-			break // it waits
-		}
 		t.Run(fmt.Sprintf("killed after %v", share), func(t *testing.T) {
+			natscluster.Patiently(t)
 			m := &clusterImport{cfg: cfg, mark: "killed"}
 			m.cfg.complete(nil)
 			if err := m.connect(deadline(t)); err != nil {

@@ -70,6 +70,15 @@ type node struct {
 	closed  bool          // there will be no other
 }
 
+// Patiently skips a test that mostly waits for servers to notice what happened, unless
+// the gate runs it (CI=true) or somebody who asks for it (ORDERGATE_SLOW_TESTS=true).
+func Patiently(t testing.TB) {
+	t.Helper()
+	if os.Getenv("CI") != "true" && os.Getenv("ORDERGATE_SLOW_TESTS") != "true" {
+		t.Skip("it waits for many seconds: ORDERGATE_SLOW_TESTS=true runs it")
+	}
+}
+
 // New starts a cluster that ends with the test. If the test fails, the last log lines
 // of the nodes are printed.
 func New(t testing.TB, nodes int) *Cluster {

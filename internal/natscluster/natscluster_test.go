@@ -42,6 +42,7 @@ func runParent(dir string) {
 // TestKill kills the leader of a stream: the others go on, and it comes back with all
 // that was published meanwhile.
 func TestKill(t *testing.T) {
+	Patiently(t)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	c := New(t, 3)
@@ -95,6 +96,7 @@ func TestKill(t *testing.T) {
 // TestStop stops the leader of a stream while another node is asked: that is not
 // current until it goes on, and then it knows that others went on without it.
 func TestStop(t *testing.T) {
+	Patiently(t)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	c := New(t, 3)

@@ -140,6 +140,8 @@ func withMend(err error) error {
 		return fmt.Errorf("%w: %w: name the authority of its certificate with --nats-ca", ErrConfig, err)
 	case strings.Contains(err.Error(), "remote error: tls: "): // the library has no type for it
 		return fmt.Errorf("%w: %w: it wants a client certificate that it knows: see --nats-cert and --nats-key", ErrConfig, err)
+	case strings.Contains(err.Error(), "TLS handshake"): // closed behind it, for the same reason, or because it ends
+		return fmt.Errorf("%w: does it want a client certificate? See --nats-cert and --nats-key", err)
 	case errors.Is(err, nats.ErrAuthorization), errors.Is(err, nats.ErrAuthExpired), errors.Is(err, nats.ErrAuthRevoked):
 		return fmt.Errorf("%w: %w: it does not know these credentials: see --nats-creds and --nats-nkey", ErrConfig, err)
 	case errors.Is(err, nats.ErrSecureConnRequired), errors.Is(err, nats.ErrSecureConnWanted):
