@@ -66,6 +66,7 @@ func namesIn(t *testing.T, cluster *natscluster.Cluster) (jetstream.JetStream, [
 // A log that moves into a cluster is the same log, for all who share it, and outlives
 // the server that took it.
 func TestMoveIntoACluster(t *testing.T) {
+	natscluster.Patiently(t)
 	t.Parallel()
 	exported, wrote, want := archived(t)
 	cluster := natscluster.New(t, 3)
