@@ -133,7 +133,7 @@ func passOn(ctx context.Context, peers Peers, member, method string, request any
 		return nil, err
 	}
 	if err := conn.Invoke(ctx, method, request, response); err != nil {
-		return nil, peerError(err)
+		return nil, peerError(ctx, err)
 	}
 	return response, nil
 }
@@ -156,9 +156,11 @@ func newResponse(method string) (proto.Message, error) {
 	return response.New().Interface(), nil
 }
 
-// peerError tells a gateway that does not answer from one that answers with an error.
-func peerError(err error) error {
-	if s, ok := status.FromError(err); ok && s.Code() == codes.Unavailable && reasonOf(s) == "" {
+// peerError tells a gateway that does not answer, or whose connection was closed because
+// it is gone, from one that answers with an error.
+func peerError(ctx context.Context, err error) error {
+	s, ok := status.FromError(err)
+	if ok && (s.Code() == codes.Unavailable && reasonOf(s) == "" || s.Code() == codes.Canceled && ctx.Err() == nil) {
 		return fmt.Errorf("%w: %w", peers.ErrAway, err)
 	}
 	return err
@@ -174,10 +176,10 @@ func (c *consumer) passOn(ctx context.Context, peers Peers, member string, first
 	defer cancel()
 	there, err := conn.NewStream(ctx, &ordergatev1.SubscriptionService_ServiceDesc.Streams[0], ordergatev1.SubscriptionService_Consume_FullMethodName, grpc.ForceCodecV2(newWireCodec()))
 	if err != nil {
-		return peerError(err)
+		return peerError(ctx, err)
 	}
 	if err := there.SendMsg(first); err != nil && !errors.Is(err, io.EOF) {
-		return peerError(err)
+		return peerError(ctx, err)
 	}
 	go func() {
 		defer there.CloseSend()
@@ -204,7 +206,7 @@ func (c *consumer) passOn(ctx context.Context, peers Peers, member string, first
 		case err != nil && c.stream.Context().Err() != nil:
 			return context.Cause(c.stream.Context())
 		case err != nil:
-			return peerError(err)
+			return peerError(ctx, err)
 		}
 		if err := c.stream.SendMsg(response); err != nil {
 			return err
