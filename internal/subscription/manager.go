@@ -181,6 +181,10 @@ func (m *Manager) Create(ctx context.Context, settings *ordergatev1.Subscription
 	if err := places.Put(ctx, uid, begin.encode()); err != nil {
 		return nil, err
 	}
+	// Before anybody can find it: else another gateway may be its first owner.
+	if err := m.claim(ctx, uid); err != nil {
+		return nil, err
+	}
 	value, err := encodeSettings(uid, settings)
 	if err != nil {
 		return nil, err
@@ -190,7 +194,7 @@ func (m *Manager) Create(ctx context.Context, settings *ordergatev1.Subscription
 		return nil, err
 	}
 	if !bytes.Equal(claimed, value) { // another gateway was faster
-		return nil, errors.Join(exists, places.Forget(ctx, uid))
+		return nil, errors.Join(exists, places.Forget(ctx, uid), m.log.Bucket(eventlog.Owners).Forget(ctx, uid))
 	}
 	if err := m.log.Flush(ctx); err != nil {
 		return nil, err
