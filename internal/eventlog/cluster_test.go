@@ -193,6 +193,22 @@ func TestSharedLog(t *testing.T) {
 			t.Error(err)
 		}
 	})
+	t.Run("who was taken for gone holds nothing any more", func(t *testing.T) {
+		term := a.Term()
+		if !a.Holds(term) {
+			t.Fatal("it holds nothing")
+		}
+		a.member.beaten.Store(int64(time.Since(a.member.start) - 2*leaseTrust)) // it was stopped for a while
+		eventually(t, "it is known again", func(context.Context) error {
+			if !a.Confirmed() {
+				return errors.New("it is not")
+			}
+			return nil
+		})
+		if a.Holds(term) || !a.Holds(a.Term()) {
+			t.Errorf("term %d, now %d", term, a.Term())
+		}
+	})
 	t.Run("who is gone is missed", func(t *testing.T) {
 		lives, err := b.Lives(deadline(t), a.Member())
 		if err != nil || !lives {

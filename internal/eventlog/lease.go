@@ -146,6 +146,7 @@ func (l *Log) keep(held context.Context, name string, value []byte, revision uin
 type member struct {
 	id     string
 	beaten atomic.Int64 // when it was last told that it lives, since start
+	term   atomic.Int64 // how often it was not told for too long, and then was
 	leads  atomic.Bool
 	start  time.Time
 	ends   context.CancelFunc
@@ -165,6 +166,13 @@ func (l *Log) Member() string { return l.member.id }
 func (l *Log) Confirmed() bool {
 	return !l.Shared() || time.Since(l.member.start)-time.Duration(l.member.beaten.Load()) < leaseTrust
 }
+
+// Term counts how often the others had reason to think that this gateway was gone.
+func (l *Log) Term() int64 { return l.member.term.Load() }
+
+// Holds reports whether the others believe that this gateway lives, and did so ever
+// since a term was asked for: what it took then, nobody has taken over.
+func (l *Log) Holds(term int64) bool { return l.Confirmed() && l.Term() == term }
 
 // Leads reports whether this gateway does what one does for all.
 func (l *Log) Leads() bool { return !l.Shared() || l.member.leads.Load() }
@@ -263,9 +271,13 @@ func (l *Log) beat(ctx context.Context) {
 	asked := time.Since(l.member.start)
 	ctx, cancel := context.WithTimeout(ctx, leaseTrust)
 	defer cancel()
-	if err := l.Bucket(leases).Put(ctx, gatewayPrefix+l.member.id, []byte{1}); err == nil {
-		l.member.beaten.Store(int64(asked))
+	if err := l.Bucket(leases).Put(ctx, gatewayPrefix+l.member.id, []byte{1}); err != nil {
+		return
 	}
+	if asked-time.Duration(l.member.beaten.Load()) >= leaseTrust {
+		l.member.term.Add(1) // first, for Holds
+	}
+	l.member.beaten.Store(int64(asked))
 }
 
 // leave tells the others that this gateway is gone.

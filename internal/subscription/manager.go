@@ -314,6 +314,7 @@ func (m *Manager) load(ctx context.Context, name string) (*Subscription, error) 
 		return nil, ErrClosed
 	}
 	if s := m.loaded[name]; s != nil {
+		s.update(func(*queue, time.Time) {}) // it may lapse
 		if !errors.Is(s.Err(), ErrMoved) {
 			return s, nil
 		}
@@ -336,7 +337,7 @@ func (m *Manager) load(ctx context.Context, name string) (*Subscription, error) 
 		return nil, fmt.Errorf("read the settings of the subscription %s: %w", name, err)
 	}
 	s := &Subscription{
-		name: name, uid: stored.UID, log: m.log, logger: m.logger.With("subscription", name),
+		name: name, uid: stored.UID, term: m.log.Term(), log: m.log, logger: m.logger.With("subscription", name),
 		wakeRead: make(chan struct{}, 1), wakeStore: make(chan struct{}, 1), ended: make(chan struct{}),
 		q: newQueue(stored.UID, settings, m.life),
 	}

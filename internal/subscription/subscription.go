@@ -44,6 +44,7 @@ type Subscription struct {
 	logger *slog.Logger
 
 	places, held eventlog.Bucket // behind a fence
+	term         int64           // of the log, when it was loaded
 
 	stop       context.CancelFunc
 	background sync.WaitGroup
@@ -109,7 +110,7 @@ func (s *Subscription) update(change func(q *queue, now time.Time)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := time.Now()
-	if !s.log.Confirmed() {
+	if !s.log.Holds(s.term) {
 		s.lapse()
 	}
 	change(s.q, now)
