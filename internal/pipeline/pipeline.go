@@ -498,6 +498,11 @@ func (p *Pipeline) settle(ctx context.Context, r *result) {
 	if r.message == nil {
 		return
 	}
+	if r.outcome == retried && ctx.Err() != nil && !p.Log.Shared() {
+		// The next converter begins with it. Asked for now, it may get lost when the
+		// engine resets the converter at that moment, and come two minutes later.
+		return
+	}
 	var err error
 	if r.outcome == retried {
 		err = r.message.Retry(p.retryDelay(r.deliveries))
