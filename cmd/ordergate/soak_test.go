@@ -26,6 +26,7 @@ import (
 	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
 	"github.com/ordergate/ordergate/client"
 	"github.com/ordergate/ordergate/internal/eventlog"
+	"github.com/ordergate/ordergate/internal/natscluster"
 	"github.com/ordergate/ordergate/internal/sample"
 	"github.com/ordergate/ordergate/internal/stripehook"
 	"github.com/ordergate/ordergate/internal/stripetest"
@@ -52,9 +53,7 @@ var soakSecrets = []string{"Mustermann", "erika@", "Beispielstr", "4930123456", 
 // stopped and given no space now and then, and balances the books at the end.
 // Then it looks for personal data and secrets in what the gateway said.
 func TestSoak(t *testing.T) {
-	if testing.Short() {
-		t.Skip("it takes some 20 s")
-	}
+	natscluster.Patiently(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 3**soakTime+2*time.Minute)
 	defer cancel()
 	s := newSoak(ctx, t)

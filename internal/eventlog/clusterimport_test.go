@@ -161,6 +161,7 @@ func (c *cut) Read(p []byte) (int, error) {
 // An import that fails leaves nothing; one that is killed is opened by nobody, and the
 // next one begins anew.
 func TestUnfinishedImportIntoACluster(t *testing.T) {
+	natscluster.Patiently(t)
 	t.Parallel()
 	exported, wrote, want := archived(t)
 	cluster := natscluster.New(t, 3)
@@ -196,7 +197,6 @@ func TestUnfinishedImportIntoACluster(t *testing.T) {
 	}
 	for _, share := range []float64{0.1, 0.8} {
 		t.Run(fmt.Sprintf("killed after %v", share), func(t *testing.T) {
-			natscluster.Patiently(t)
 			m := &clusterImport{cfg: cfg, mark: "killed"}
 			m.cfg.complete(nil)
 			if err := m.connect(deadline(t)); err != nil {

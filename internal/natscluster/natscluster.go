@@ -70,7 +70,7 @@ type node struct {
 	closed  bool          // there will be no other
 }
 
-// Patiently skips a test that mostly waits for servers to notice what happened, unless
+// Patiently skips a test that takes long, mostly to wait for others to notice what happened, unless
 // the gate runs it (CI=true) or somebody who asks for it (ORDERGATE_SLOW_TESTS=true).
 func Patiently(t testing.TB) {
 	t.Helper()
