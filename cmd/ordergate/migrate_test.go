@@ -14,7 +14,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rogpeppe/go-internal/testscript"
 
@@ -39,29 +38,6 @@ func command(ctx context.Context, args ...string) (string, error) {
 	return out.String(), err
 }
 
-// streamsOf are the streams of a cluster.
-func streamsOf(t *testing.T, cluster *natscluster.Cluster) (jetstream.JetStream, []string) {
-	t.Helper()
-	conn, err := nats.Connect(cluster.URL())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(conn.Close)
-	js, err := jetstream.New(conn)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var names []string
-	list := js.StreamNames(t.Context())
-	for name := range list.Name() {
-		names = append(names, name)
-	}
-	if list.Err() != nil {
-		t.Fatal(list.Err())
-	}
-	return js, names
-}
-
 // sharedLog is what a gateway with the usual settings opens.
 func sharedLog(cluster *natscluster.Cluster, replicas int) eventlog.Config {
 	limits := config.Limits{MaxBodyBytes: 1 << 20, InboxMaxAge: 840 * time.Hour, OrdersMaxAge: 9600 * time.Hour}
@@ -82,7 +58,7 @@ func TestMigrate(t *testing.T) {
 		t.Fatal(err)
 	}
 	wants(t, out, "INBOX +new$", "ORDERS +new$", "KV_leases +new$", "nothing was changed: run it again with --apply$")
-	js, names := streamsOf(t, cluster)
+	js, names := cluster.JetStream(t), cluster.Streams(t)
 	if len(names) > 0 {
 		t.Fatalf("a dry run made %v", names)
 	}
@@ -158,7 +134,7 @@ func TestCheckCluster(t *testing.T) {
 	if strings.Contains(out, "data directory") {
 		t.Errorf("it looks at a data directory:\n%s", out)
 	}
-	if _, names := streamsOf(t, cluster); len(names) > 0 {
+	if names := cluster.Streams(t); len(names) > 0 {
 		t.Errorf("it made %v", names)
 	}
 

@@ -13,7 +13,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/ordergate/ordergate/internal/natscluster"
@@ -287,15 +286,7 @@ func TestSharedLogOutlivesItsNodes(t *testing.T) {
 func TestSettingsOfACluster(t *testing.T) {
 	t.Parallel()
 	cluster := natscluster.New(t, 3)
-	conn, err := nats.Connect(cluster.URL())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	js, err := jetstream.New(conn)
-	if err != nil {
-		t.Fatal(err)
-	}
+	js := cluster.JetStream(t)
 	cfg := sharedConfig(t, cluster)
 	cfg.InboxMaxAge = 35 * 24 * time.Hour
 	spoiled := inboxConfig(cfg)
@@ -303,7 +294,7 @@ func TestSettingsOfACluster(t *testing.T) {
 	if _, err := js.CreateStream(deadline(t), spoiled); err != nil {
 		t.Fatal(err)
 	}
-	_, err = Open(deadline(t), cfg)
+	_, err := Open(deadline(t), cfg)
 	if !errors.Is(err, ErrSettings) {
 		t.Fatal(err)
 	}

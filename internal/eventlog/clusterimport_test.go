@@ -14,8 +14,6 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/ordergate/ordergate/internal/archive"
 	"github.com/ordergate/ordergate/internal/natscluster"
@@ -40,29 +38,6 @@ func archived(t *testing.T) ([]byte, Figures, map[string]dumped) {
 	return exported, figures, all
 }
 
-// namesIn are the streams of a cluster.
-func namesIn(t *testing.T, cluster *natscluster.Cluster) (jetstream.JetStream, []string) {
-	t.Helper()
-	conn, err := nats.Connect(cluster.URL())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(conn.Close)
-	js, err := jetstream.New(conn)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var names []string
-	list := js.StreamNames(deadline(t))
-	for name := range list.Name() {
-		names = append(names, name)
-	}
-	if list.Err() != nil {
-		t.Fatal(list.Err())
-	}
-	return js, names
-}
-
 // A log that moves into a cluster is the same log, for all who share it, and outlives
 // the server that took it.
 func TestMoveIntoACluster(t *testing.T) {
@@ -78,7 +53,7 @@ func TestMoveIntoACluster(t *testing.T) {
 	if read != wrote || read.Events != 308 || read.Subscriptions != 1 {
 		t.Errorf("wrote %+v, read %+v", wrote, read)
 	}
-	js, names := namesIn(t, cluster)
+	js, names := cluster.JetStream(t), cluster.Streams(t)
 	for _, name := range names {
 		stream, err := js.Stream(deadline(t), name)
 		if err != nil {
@@ -190,7 +165,7 @@ func TestUnfinishedImportIntoACluster(t *testing.T) {
 			if _, err := Import(ctx, cfg, from, noProgress); !errors.Is(err, tt.want) {
 				t.Errorf("err = %v, want %v", err, tt.want)
 			}
-			if _, names := namesIn(t, cluster); len(names) > 0 {
+			if names := cluster.Streams(t); len(names) > 0 {
 				t.Errorf("%v are left", names)
 			}
 		})
@@ -257,7 +232,7 @@ func TestImportIntoAClusterWithBounds(t *testing.T) {
 	if _, err := Import(deadline(t), cfg, bytes.NewReader(exported), noProgress); err == nil || !strings.Contains(err.Error(), "cannot have 5 replicas") {
 		t.Errorf("err = %v", err)
 	}
-	if _, names := namesIn(t, cluster); len(names) > 0 {
+	if names := cluster.Streams(t); len(names) > 0 {
 		t.Errorf("%v are left", names)
 	}
 	cfg.Cluster.Replicas, cfg.InboxMaxBytes, cfg.InboxMaxAge = 1, 64<<20, time.Hour

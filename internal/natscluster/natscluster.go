@@ -30,6 +30,9 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 )
 
 const (
@@ -152,6 +155,36 @@ func (c *Cluster) URL() string {
 		urls = append(urls, fmt.Sprintf("nats://%s:%d", host, n.config.Port))
 	}
 	return strings.Join(urls, ",")
+}
+
+// JetStream connects to the cluster until the test ends.
+func (c *Cluster) JetStream(t testing.TB) jetstream.JetStream {
+	t.Helper()
+	conn, err := nats.Connect(c.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(conn.Close)
+	js, err := jetstream.New(conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return js
+}
+
+// Streams returns the names of the streams that there are now.
+func (c *Cluster) Streams(t testing.TB) (names []string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), startTimeout)
+	defer cancel()
+	list := c.JetStream(t).StreamNames(ctx)
+	for name := range list.Name() {
+		names = append(names, name)
+	}
+	if list.Err() != nil {
+		t.Fatal(list.Err())
+	}
+	return names
 }
 
 // Nodes returns how many nodes there are, dead ones too.
