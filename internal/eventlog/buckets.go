@@ -276,19 +276,18 @@ func (b Bucket) Update(ctx context.Context, key string, change func(old []byte) 
 		if err != nil && !errors.Is(err, ErrNotFound) {
 			return err
 		}
-		if err := replace(ctx, e, kv, key, revision, change(old)); !errors.Is(err, ErrConflict) {
+		if _, err := replace(ctx, e, kv, key, revision, change(old)); !errors.Is(err, ErrConflict) {
 			return err
 		}
 	}
 }
 
-// replace writes a key whose newest revision is known; 0 is a key without value.
-func replace(ctx context.Context, e *engine, kv jetstream.KeyValue, key string, revision uint64, value []byte) error {
+// replace writes a key whose newest revision is known; 0 is a key without value. It
+// returns the new revision, which a key whose value was removed does not have.
+func replace(ctx context.Context, e *engine, kv jetstream.KeyValue, key string, revision uint64, value []byte) (written uint64, err error) {
 	ctx, cancel := e.alive(ctx)
 	defer cancel()
 	e.used[BucketName(kv.Bucket())].Store(true)
-	var err error
-	var written uint64
 	switch {
 	case value == nil && revision == 0:
 	case value == nil:
@@ -299,13 +298,13 @@ func replace(ctx context.Context, e *engine, kv jetstream.KeyValue, key string, 
 		written, err = kv.Update(ctx, key, value, revision)
 	}
 	if errors.Is(err, jetstream.ErrKeyExists) {
-		return ErrConflict
+		return 0, ErrConflict
 	}
 	if err != nil {
-		return e.orderError(err)
+		return 0, e.orderError(err)
 	}
 	e.wroteTo(bucketStream(BucketName(kv.Bucket())), written)
-	return nil
+	return written, nil
 }
 
 // Delete removes a key, which need not be there. A marker stays in its place, for
@@ -409,7 +408,7 @@ func (b Bucket) Refresh(ctx context.Context, age time.Duration) error {
 		if entry.Created().After(oldest) {
 			return nil
 		}
-		if err := replace(ctx, e, kv, entry.Key(), entry.Revision(), entry.Value()); !errors.Is(err, ErrConflict) {
+		if _, err := replace(ctx, e, kv, entry.Key(), entry.Revision(), entry.Value()); !errors.Is(err, ErrConflict) {
 			return err
 		}
 		return nil // it was written meanwhile

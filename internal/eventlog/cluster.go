@@ -9,6 +9,7 @@ import (
 	"math"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
@@ -79,10 +80,8 @@ func openShared(ctx context.Context, cfg Config) (*Log, error) {
 			return nil, err
 		}
 		cfg.Logger.Error("the log cannot be opened; trying again", "error", err)
-		select {
-		case <-ctx.Done():
+		if pauseFor(ctx, joinPause) != nil {
 			return nil, ctx.Err()
-		case <-time.After(joinPause):
 		}
 	}
 }
@@ -211,7 +210,7 @@ func Differences(there, wanted jetstream.StreamConfig) (differences []string) {
 	compare("max_msgs", limit(there.MaxMsgs), limit(wanted.MaxMsgs))
 	compare("max_bytes", limit(there.MaxBytes), limit(wanted.MaxBytes))
 	compare("max_msg_size", limit(int64(there.MaxMsgSize)), limit(int64(wanted.MaxMsgSize)))
-	if there.Name != ordersStream || there.MaxAge != 0 && there.MaxAge < wanted.MaxAge { // KeepOrders raises it
+	if ageCounts(there, wanted) {
 		compare("max_age", there.MaxAge, wanted.MaxAge)
 	}
 	compare("allow_direct", there.AllowDirect, wanted.AllowDirect)
@@ -223,6 +222,12 @@ func Differences(there, wanted jetstream.StreamConfig) (differences []string) {
 	compare("mirror", there.Mirror != nil, false)
 	compare("sources", len(there.Sources), 0)
 	return differences
+}
+
+// ageCounts reports whether a stream's age is what the configuration says: that of
+// ORDERS may be longer, which is KeepOrders' matter.
+func ageCounts(there, wanted jetstream.StreamConfig) bool {
+	return there.Name != ordersStream || there.MaxAge != 0 && there.MaxAge < wanted.MaxAge
 }
 
 // watchReady looks whether the cluster can store, and tells Ready.
@@ -287,10 +292,10 @@ func (e *engine) checkStream(stream jetstream.Stream) error {
 	return nil
 }
 
-// refusing returns why INBOX takes nothing, as it was seen a moment ago.
-func (e *engine) refusing() error {
-	if refuses := e.refuses.Load(); refuses != nil && *refuses != nil {
-		return fmt.Errorf("%w: %w", ErrUnavailable, *refuses)
+// seen returns what watchReady saw a moment ago.
+func seen(problem *atomic.Pointer[error]) error {
+	if err := problem.Load(); err != nil && *err != nil {
+		return fmt.Errorf("%w: %w", ErrUnavailable, *err)
 	}
 	return nil
 }
@@ -449,7 +454,7 @@ func mend(there, wanted jetstream.StreamConfig) jetstream.StreamConfig {
 	mended.MaxMsgs, mended.MaxBytes, mended.MaxMsgSize = wanted.MaxMsgs, wanted.MaxBytes, wanted.MaxMsgSize
 	mended.AllowDirect, mended.AllowRollup, mended.NoAck = wanted.AllowDirect, wanted.AllowRollup, wanted.NoAck
 	mended.DenyDelete, mended.DenyPurge = false, false
-	if there.Name != ordersStream || there.MaxAge != 0 && there.MaxAge < wanted.MaxAge { // KeepOrders lowers it
+	if ageCounts(there, wanted) {
 		mended.MaxAge = wanted.MaxAge
 	}
 	return mended

@@ -240,10 +240,10 @@ func (m *clusterImport) awaitCopies(ctx context.Context) error {
 		have := map[string]bool{} // the servers that have all of it
 		for len(have) < m.cfg.replicas() {
 			info, err := m.e.streamIn(ctx, name)
-			if err == nil && info.State.Msgs == 0 && copied(info.Cluster, m.cfg.replicas()) {
-				break
-			}
 			if err == nil && copied(info.Cluster, m.cfg.replicas()) {
+				if info.State.Msgs == 0 {
+					break
+				}
 				var server string
 				var messages uint64
 				if server, messages, err = m.look(ctx, name); err == nil && messages == info.State.Msgs {

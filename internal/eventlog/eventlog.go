@@ -217,10 +217,7 @@ func (l *Log) Ready() error {
 	if err != nil {
 		return err
 	}
-	if unready := e.unready.Load(); unready != nil && *unready != nil {
-		return fmt.Errorf("%w: %w", ErrUnavailable, *unready)
-	}
-	return nil
+	return seen(&e.unready)
 }
 
 // supervise replaces an engine that failed, until ctx ends. It owns the

@@ -53,7 +53,7 @@ func (l *Log) AppendInbox(ctx context.Context, event RawEvent) (duplicate bool, 
 	if err != nil {
 		return false, err
 	}
-	if err := e.refusing(); err != nil { // rather than let the sender wait
+	if err := seen(&e.refuses); err != nil { // rather than let the sender wait
 		return false, err
 	}
 	began := time.Now()

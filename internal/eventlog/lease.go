@@ -90,27 +90,20 @@ func (l *Log) renew(ctx context.Context, name string, value []byte, revision uin
 	if err != nil {
 		return 0, err
 	}
-	ctx, cancel := e.alive(ctx)
+	ctx, cancel := context.WithTimeout(ctx, leaseTrust)
 	defer cancel()
-	ctx, cancelTimeout := context.WithTimeout(ctx, leaseTrust)
-	defer cancelTimeout()
-	if revision == 0 {
-		revision, err = kv.Create(ctx, name, value)
-	} else {
-		revision, err = kv.Update(ctx, name, value, revision)
-	}
-	var refused *jetstream.APIError
-	switch {
-	case err == nil:
-		return revision, nil
-	case errors.Is(err, jetstream.ErrKeyExists), errors.As(err, &refused) && errors.Is(e.orderError(err), ErrConflict):
+	written, err := replace(ctx, e, kv, name, revision, value)
+	if errors.Is(err, ErrConflict) {
 		// The write before, of which nothing was heard, may have been one's own.
 		if entry, err := kv.Get(ctx, name); err == nil && string(entry.Value()) == string(value) {
 			return entry.Revision(), nil
 		}
 		return 0, fmt.Errorf("%w: %s", ErrTaken, name)
 	}
-	return 0, fmt.Errorf("%w: lease %s: %w", ErrUnavailable, name, err)
+	if err != nil {
+		return 0, fmt.Errorf("lease %s: %w", name, err)
+	}
+	return written, nil
 }
 
 // keep renews a lease until it is lost, or held ends: then it is given back.
