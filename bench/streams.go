@@ -7,7 +7,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -75,22 +74,30 @@ func fanout(ctx context.Context, b *bench) error {
 	}
 	defer os.RemoveAll(dir)
 	data := filepath.Join(dir, "data")
-	message, tokens, err := b.fill(ctx, data, m, b.Events)
+	messages, tokens, err := b.fill(ctx, data, m, b.Events)
 	if err != nil {
+		return err
+	}
+	p, addrs, err := b.startGateway(ctx, data)
+	if err != nil {
+		return err
+	}
+	defer p.stop()
+	if err := b.receive(ctx, addrs.grpc, 1, b.Events, fromBeginning(), nil); err != nil { // it has begun then
 		return err
 	}
 	for round := range b.Rounds {
 		for _, turn := range turns {
 			b.say("fanout, round %d of %d: %d watchers", round+1, b.Rounds, turn.watchers)
 			events := max(1, b.Events/turn.share)
-			if err := b.fanoutRaw(ctx, turn.watchers, events, message); err != nil {
+			if err := b.fanoutRaw(ctx, turn.watchers, messages[len(messages)-events:]); err != nil {
 				return err
 			}
 			start := fromBeginning()
 			if events < len(tokens) {
 				start.Start = &ordergatev1.WatchOrdersRequest_ResumeToken{ResumeToken: tokens[len(tokens)-1-events]}
 			}
-			if err := b.fanoutGateway(ctx, data, turn.watchers, events, start); err != nil {
+			if err := b.fanoutGateway(ctx, p, addrs, turn.watchers, events, start); err != nil {
 				return err
 			}
 		}
@@ -102,9 +109,9 @@ func fanout(ctx context.Context, b *bench) error {
 	return nil
 }
 
-// fill stores orders in a new log, and returns one of its messages as a watcher
-// gets it, and the resume token of each event.
-func (b *bench) fill(ctx context.Context, data string, m *maker, events int) (message raw, tokens []string, err error) {
+// fill stores orders in a new log, and returns its messages as a watcher gets them,
+// and their resume tokens.
+func (b *bench) fill(ctx context.Context, data string, m *maker, events int) (messages []raw, tokens []string, err error) {
 	p, addrs, err := b.startGateway(ctx, data)
 	if err != nil {
 		return nil, nil, err
@@ -125,13 +132,13 @@ func (b *bench) fill(ctx context.Context, data string, m *maker, events int) (me
 	err = b.receive(ctx, addrs.grpc, 1, events, fromBeginning(), func(got raw) {
 		response := &ordergatev1.WatchOrdersResponse{}
 		if proto.Unmarshal(got, response) == nil {
-			message, tokens = got, append(tokens, response.GetResumeToken())
+			messages, tokens = append(messages, got), append(tokens, response.GetResumeToken())
 		}
 	})
 	if err == nil && len(tokens) < events {
 		err = errors.New("events that cannot be read")
 	}
-	return message, tokens, err
+	return messages, tokens, err
 }
 
 func fromBeginning() *ordergatev1.WatchOrdersRequest {
@@ -203,12 +210,16 @@ func (b *bench) receive(ctx context.Context, addr string, watchers, events int, 
 	return nil
 }
 
-func (b *bench) fanoutRaw(ctx context.Context, watchers, events int, message raw) error {
-	file := filepath.Join(b.work, "message")
-	if err := os.WriteFile(file, message, 0o600); err != nil {
+func (b *bench) fanoutRaw(ctx context.Context, watchers int, messages []raw) error {
+	file, events := filepath.Join(b.work, "messages"), len(messages)
+	var content []byte
+	for _, message := range messages {
+		content = protowire.AppendBytes(content, message)
+	}
+	if err := os.WriteFile(file, content, 0o600); err != nil {
 		return err
 	}
-	p, addr, err := b.self(ctx, "stream", "BENCH_MESSAGE="+file, "BENCH_EVENTS="+strconv.Itoa(events))
+	p, addr, err := b.self(ctx, "stream", "BENCH_MESSAGES="+file)
 	if err != nil {
 		return err
 	}
@@ -221,12 +232,7 @@ func (b *bench) fanoutRaw(ctx context.Context, watchers, events int, message raw
 	return nil
 }
 
-func (b *bench) fanoutGateway(ctx context.Context, data string, watchers, events int, start *ordergatev1.WatchOrdersRequest) error {
-	p, addrs, err := b.startGateway(ctx, data)
-	if err != nil {
-		return err
-	}
-	defer p.stop()
+func (b *bench) fanoutGateway(ctx context.Context, p *process, addrs gatewayAddrs, watchers, events int, start *ordergatev1.WatchOrdersRequest) error {
 	before, err := p.cpu()
 	if err != nil {
 		return err
@@ -245,16 +251,19 @@ func (b *bench) fanoutGateway(ctx context.Context, data string, watchers, events
 	return nil
 }
 
-// serveStream streams one message, over and over, to whoever calls, as often as
-// it is wanted and no more: what nobody counts would be a handicap.
+// serveStream streams the messages of a file to whoever calls, from memory.
 func serveStream(ctx context.Context, addr string) error {
-	message, err := os.ReadFile(os.Getenv("BENCH_MESSAGE"))
+	content, err := os.ReadFile(os.Getenv("BENCH_MESSAGES"))
 	if err != nil {
 		return err
 	}
-	events, err := strconv.Atoi(os.Getenv("BENCH_EVENTS"))
-	if err != nil {
-		return err
+	var messages []raw
+	for len(content) > 0 {
+		message, n := protowire.ConsumeBytes(content)
+		if n < 0 {
+			return protowire.ParseError(n)
+		}
+		messages, content = append(messages, message), content[n:]
 	}
 	listener, err := net.Listen("tcp", addr)
 	if err != nil {
@@ -265,8 +274,8 @@ func serveStream(ctx context.Context, addr string) error {
 		if err := stream.RecvMsg(&request); err != nil {
 			return err
 		}
-		for range events {
-			if err := stream.SendMsg((*raw)(&message)); err != nil {
+		for i := range messages {
+			if err := stream.SendMsg(&messages[i]); err != nil {
 				return err
 			}
 		}

@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"errors"
+	"os"
+	"runtime"
 	"strings"
 
 	"github.com/ordergate/ordergate/internal/config"
@@ -30,8 +32,11 @@ Example:
 }
 
 func (s *serveCommand) Run(ctx context.Context, c console) error {
-	if s.DataDir == "" && s.NATS.Cluster() == nil {
-		s.DataDir = defaultDataDir
+	if s.NATS.Cluster() == nil {
+		if s.DataDir == "" {
+			s.DataDir = defaultDataDir
+		}
+		leaveOneToTheDisk()
 	}
 	g, err := newGateway(ctx, s.Config, telemetry.NewLogger(c.stderr, s.Log.Format, s.Log.Level))
 	if err != nil && ctx.Err() != nil && errors.Is(err, ctx.Err()) {
@@ -41,4 +46,13 @@ func (s *serveCommand) Run(ctx context.Context, c console) error {
 		return err
 	}
 	return g.run(ctx)
+}
+
+// leaveOneToTheDisk gives Go one processor more than there are: a thread that flushes the
+// log is within that call most of the time, and keeps its processor from the others for
+// much of it. Whoever sets GOMAXPROCS knows better.
+func leaveOneToTheDisk() {
+	if os.Getenv("GOMAXPROCS") == "" {
+		runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + 1)
+	}
 }

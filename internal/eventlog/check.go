@@ -71,6 +71,7 @@ type checker struct {
 	ages      map[string]time.Duration
 	now       time.Time
 
+	content  bytes.Buffer // of the newest block that was read: the room is used again
 	problems []string
 	// useless files make the engine fail. What was acknowledged is not in them, or
 	// among the problems.
@@ -292,10 +293,16 @@ type block struct {
 }
 
 func (c *checker) readBlock(stream string, file blockFile) (block, error) {
-	content, err := os.ReadFile(file.path)
+	f, err := os.Open(file.path)
 	if err != nil {
 		return block{}, err
 	}
+	defer f.Close()
+	c.content.Reset()
+	if _, err := c.content.ReadFrom(f); err != nil {
+		return block{}, err
+	}
+	content := c.content.Bytes()
 	if c.key != "" {
 		key, nonce, err := c.keyOf(stream, file)
 		if err != nil {

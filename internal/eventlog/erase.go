@@ -104,7 +104,7 @@ func (e *engine) eraseInbox(ctx context.Context, eventID string, tombstone []byt
 
 // EraseOrderEvents overwrites on disk all events of an order that are stored
 // below a sequence, its tombstone's, and returns how many there were. Flush makes it
-// durable. What is in memory of them goes when the tombstone comes there.
+// durable. What the tail has of them goes when the tombstone comes there.
 func (l *Log) EraseOrderEvents(ctx context.Context, orderID string, below uint64) (erased int, err error) {
 	for {
 		e, err := l.current()
@@ -123,6 +123,7 @@ func (l *Log) EraseOrderEvents(ctx context.Context, orderID string, below uint64
 			if err := e.overwrite(ctx, e.orders, r.Sequence); err != nil {
 				return erased, err
 			}
+			e.aheads.forget()
 			erased++
 			done = false
 		}

@@ -448,8 +448,7 @@ func (e *engine) readDurable(ctx context.Context, after uint64, limit int) (reco
 	if after >= frontier {
 		return nil, after, nil
 	}
-	records, err = e.readOrders(ctx, limit, readFrom{sequence: after + 1})
-	if err != nil {
+	if records, err = e.readOrders(ctx, limit, readFrom{sequence: after + 1}); err != nil {
 		return nil, 0, err
 	}
 	if gap := len(records) == 0 || records[0].Sequence != after+1; gap {

@@ -182,5 +182,10 @@ func (e *engine) readNewest(ctx context.Context, after uint64, limit int) (recor
 	if records, next, ok := e.tail.behind(after, frontier, limit); ok {
 		return records, next, nil
 	}
+	if limit > 1 && !e.shared {
+		if records, ok := e.readAhead(ctx, after, frontier, limit); ok {
+			return records, records[len(records)-1].Sequence, nil
+		}
+	}
 	return e.readDurable(ctx, after, limit)
 }

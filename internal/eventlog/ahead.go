@@ -1,0 +1,176 @@
+package eventlog
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+const (
+	// farBehind is how many events a reader has before it for whom the engine reads ahead.
+	farBehind = 1024
+	// maxAheads is for how many readers it does so at a time.
+	maxAheads = 16
+	// aheadBatch and aheadBytes bound what it sends ahead to one reader.
+	aheadBatch, aheadBytes = 512, 2 << 20
+	// aheadIdle is how long a reader may stay away.
+	aheadIdle = 10 * time.Second
+	// aheadWait is how long a reader waits for what was to be sent ahead, before it
+	// asks for it.
+	aheadWait = 2 * time.Second
+)
+
+// ahead is a place in ORDERS from which the engine sends on what comes behind it: to one
+// who reads on and on it costs a third of asking for each batch, and comes while the batch
+// before it is dealt with.
+type ahead struct {
+	after   uint64 // what comes next is behind this sequence
+	records chan *OrderRecord
+	peeked  *OrderRecord // was received, and not read
+	ended   chan struct{}
+	end     func()
+	expiry  *time.Timer
+}
+
+// aheads are the places at which somebody may read on.
+type aheads struct {
+	mu      sync.Mutex
+	idle    []*ahead
+	places  int // idle or in use
+	changes int // how often what is stored was changed
+}
+
+// take returns the place behind a sequence: one at which somebody stopped reading, or
+// an empty one, or none. changes is to be given back with it.
+func (s *aheads) take(after uint64) (a *ahead, changes int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if i := slices.IndexFunc(s.idle, func(a *ahead) bool { return a.after == after }); i >= 0 {
+		a = s.idle[i]
+		s.idle = slices.Delete(s.idle, i, i+1)
+		a.expiry.Stop()
+		return a, s.changes
+	}
+	if s.places == maxAheads {
+		return nil, 0
+	}
+	s.places++
+	return &ahead{after: after}, s.changes
+}
+
+// give has the place used again. It reports whether what was read there is still stored.
+func (s *aheads) give(a *ahead, changes int, usable bool) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !usable || changes != s.changes {
+		s.drop(a)
+		return false
+	}
+	s.idle = append(s.idle, a)
+	a.expiry = time.AfterFunc(aheadIdle, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if i := slices.Index(s.idle, a); i >= 0 {
+			s.idle = slices.Delete(s.idle, i, i+1)
+			s.drop(a)
+		}
+	})
+	return true
+}
+
+// forget drops what was sent ahead: some of it is stored no more.
+func (s *aheads) forget() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.changes++
+	for _, a := range s.idle {
+		a.expiry.Stop()
+		s.drop(a)
+	}
+	s.idle = nil
+}
+
+// drop gives up a place. Call it with the lock held.
+func (s *aheads) drop(a *ahead) {
+	s.places--
+	if a.end != nil {
+		a.end()
+	}
+}
+
+// readAhead returns durable events behind a sequence that is far behind the frontier. ok
+// is false when they have to be asked for.
+func (e *engine) readAhead(ctx context.Context, after, frontier uint64, limit int) (records []*OrderRecord, ok bool) {
+	a, changes := e.aheads.take(after)
+	if a == nil {
+		return nil, false
+	}
+	defer func() { ok = e.aheads.give(a, changes, ok) }()
+	if a.records == nil {
+		if frontier-after < farBehind || e.sendAhead(ctx, a) != nil {
+			return nil, false
+		}
+	}
+	wait := time.NewTimer(aheadWait)
+	defer wait.Stop()
+	for bytes := 0; len(records) < limit && bytes < readBytes; {
+		r := a.peeked
+		if a.peeked = nil; r == nil {
+			select {
+			case r = <-a.records:
+			default:
+				if len(records) > 0 {
+					return records, true
+				}
+				select {
+				case r = <-a.records:
+				case <-wait.C: // what comes next may have been removed
+					return nil, false
+				case <-ctx.Done():
+					return nil, false
+				case <-e.dead.Done():
+					return nil, false
+				}
+			}
+		}
+		if r.Sequence > frontier || r.Sequence != a.after+1 { // whoever asks is told what is missing
+			a.peeked = r
+			return records, len(records) > 0
+		}
+		records, bytes, a.after = append(records, r), bytes+r.Size(), r.Sequence
+	}
+	return records, true
+}
+
+// sendAhead has the engine begin.
+func (e *engine) sendAhead(ctx context.Context, a *ahead) error {
+	consumer, err := e.orders.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{
+		DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: a.after + 1, InactiveThreshold: aheadIdle,
+	})
+	if err != nil {
+		return err
+	}
+	a.records, a.ended = make(chan *OrderRecord, aheadBatch), make(chan struct{})
+	sending, err := consumer.Consume(func(msg jetstream.Msg) {
+		place, err := msg.Metadata()
+		if err != nil { // it is of no stream
+			return
+		}
+		select {
+		case a.records <- orderRecord(msg.Subject(), place.Sequence.Stream, place.Timestamp, msg.Headers(), msg.Data()):
+		case <-a.ended:
+		}
+	}, jetstream.PullMaxMessagesWithBytesLimit(aheadBatch, aheadBytes))
+	if err != nil {
+		return fmt.Errorf("read ahead: %w", err)
+	}
+	a.end = func() {
+		close(a.ended)
+		sending.Stop()
+	}
+	return nil
+}
