@@ -403,6 +403,7 @@ func (e *engine) close() {
 	clean := e.dead.Err() == nil
 	e.fail(fmt.Errorf("%w: it is closed", ErrUnavailable))
 	e.background.Wait()
+	e.aheads.forget()
 	e.mu.Lock()
 	e.wake()
 	e.mu.Unlock()

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
@@ -78,6 +79,7 @@ type OrderRecord struct {
 
 	storedTrace
 	payload []byte
+	shared  atomic.Value
 }
 
 // Event decodes the event. Its sequence and create_time come from where and
@@ -113,6 +115,19 @@ func (r *OrderRecord) Wire() (stored, place []byte, err error) {
 	place = protowire.AppendVarint(place, uint64(proto.Size(at)))
 	place, err = proto.MarshalOptions{}.MarshalAppend(place, at)
 	return r.payload, place, err
+}
+
+// Shared returns what encode made of the event when it was asked first: those who read an
+// event at the same time share it. encode must not depend on who reads.
+func (r *OrderRecord) Shared(encode func() (any, error)) (any, error) {
+	if encoded := r.shared.Load(); encoded != nil {
+		return encoded, nil
+	}
+	encoded, err := encode()
+	if err == nil {
+		r.shared.Store(encoded)
+	}
+	return encoded, err
 }
 
 // Size is the size of the event as it is stored, in bytes.

@@ -217,7 +217,7 @@ func (c *consumer) passOn(ctx context.Context, peers Peers, member string, first
 // Unmarshal is for grpc: a wire takes what comes as it is.
 func (c wireCodec) Unmarshal(data mem.BufferSlice, v any) error {
 	if w, ok := v.(*wire); ok {
-		*w = wire{data.Materialize()}
+		*w = newWire(data.Materialize())
 		return nil
 	}
 	return c.CodecV2.Unmarshal(data, v)

@@ -179,7 +179,7 @@ func (w *watcher) sendEvents(ctx context.Context) error {
 		case !matches:
 			continue
 		}
-		message, err := wireEvent(record, w.token())
+		message, err := wireEvent(record, w.logID)
 		if err != nil {
 			return err
 		}

@@ -1,6 +1,8 @@
 package grpcapi
 
 import (
+	"slices"
+
 	"google.golang.org/grpc/encoding"
 	encodingproto "google.golang.org/grpc/encoding/proto"
 	"google.golang.org/grpc/mem"
@@ -17,7 +19,15 @@ import (
 // wire is a message that is encoded already, in parts. The events of the log are
 // passed on as they are stored: to decode and encode one for each of a thousand
 // watchers would cost more than all the rest.
-type wire [][]byte
+type wire mem.BufferSlice
+
+func newWire(parts ...[]byte) wire {
+	w := make(wire, len(parts))
+	for i, part := range parts {
+		w[i] = mem.SliceBuffer(part) // nobody changes it
+	}
+	return w
+}
 
 // wireCodec is the usual codec, which passes a wire on as it is.
 type wireCodec struct{ encoding.CodecV2 }
@@ -30,11 +40,7 @@ func (c wireCodec) Marshal(v any) (mem.BufferSlice, error) {
 	if !ok {
 		return c.CodecV2.Marshal(v)
 	}
-	buffers := make(mem.BufferSlice, len(w))
-	for i, part := range w {
-		buffers[i] = mem.SliceBuffer(part) // nobody changes it
-	}
-	return buffers, nil
+	return slices.Clone(mem.BufferSlice(w)), nil
 }
 
 // Numbers of fields, as the API's descriptors have them.
@@ -49,8 +55,17 @@ func numberOf(of proto.Message, field protoreflect.Name) protowire.Number {
 	return of.ProtoReflect().Descriptor().Fields().ByName(field).Number()
 }
 
-// wireEvent is a WatchOrdersResponse with an event.
-func wireEvent(record *eventlog.OrderRecord, token string) (wire, error) {
+// wireEvent is a WatchOrdersResponse with an event of a log. It is encoded once for all
+// who watch.
+func wireEvent(record *eventlog.OrderRecord, logID string) (wire, error) {
+	encoded, err := record.Shared(func() (any, error) { return encodeEvent(record, encodeToken(resumeToken, logID, record.Sequence)) })
+	if err != nil {
+		return nil, err
+	}
+	return encoded.(wire), nil
+}
+
+func encodeEvent(record *eventlog.OrderRecord, token string) (wire, error) {
 	stored, place, err := record.Wire()
 	if err != nil {
 		return nil, err
@@ -59,7 +74,7 @@ func wireEvent(record *eventlog.OrderRecord, token string) (wire, error) {
 	head = protowire.AppendVarint(head, uint64(len(stored)+len(place)))
 	tail := protowire.AppendTag(place, watchedToken, protowire.BytesType)
 	tail = protowire.AppendString(tail, token)
-	return wire{head, stored, tail}, nil
+	return newWire(head, stored, tail), nil
 }
 
 // wireDelivery is a ConsumeResponse with a delivery.
@@ -78,5 +93,5 @@ func wireDelivery(delivery subscription.Delivery) (wire, error) {
 	rest = protowire.AppendVarint(rest, uint64(len(stored)+len(place)))
 	head := protowire.AppendTag(nil, consumeDelivery, protowire.BytesType)
 	head = protowire.AppendVarint(head, uint64(len(rest)+len(stored)+len(place)))
-	return wire{append(head, rest...), stored, place}, nil
+	return newWire(append(head, rest...), stored, place), nil
 }

@@ -40,7 +40,10 @@ func TestWire(t *testing.T) {
 		t.Fatal(err)
 	}
 	delivery := subscription.Delivery{ID: "d", Record: record, Attempt: 3, LeaseEnd: time.Unix(1_800_000_000, 5), Redriven: true}
-	watched, watchErr := wireEvent(record, "token")
+	watched, watchErr := wireEvent(record, "log")
+	if again, _ := wireEvent(record, "log"); watchErr == nil && &again[0] != &watched[0] {
+		t.Error("encoded twice")
+	}
 	delivered, deliveryErr := wireDelivery(delivery)
 	for _, tt := range []struct {
 		message wire
@@ -48,7 +51,7 @@ func TestWire(t *testing.T) {
 		got     proto.Message
 		want    proto.Message
 	}{
-		{watched, watchErr, &ordergatev1.WatchOrdersResponse{}, &ordergatev1.WatchOrdersResponse{ResumeToken: "token", Payload: &ordergatev1.WatchOrdersResponse_Event{Event: event}}},
+		{watched, watchErr, &ordergatev1.WatchOrdersResponse{}, &ordergatev1.WatchOrdersResponse{ResumeToken: encodeToken(resumeToken, "log", record.Sequence), Payload: &ordergatev1.WatchOrdersResponse_Event{Event: event}}},
 		{delivered, deliveryErr, &ordergatev1.ConsumeResponse{}, &ordergatev1.ConsumeResponse{Payload: &ordergatev1.ConsumeResponse_Delivery{Delivery: &ordergatev1.Delivery{
 			DeliveryId: "d", Event: event, Attempt: 3, LeaseExpireTime: timestamppb.New(delivery.LeaseEnd), Redriven: true,
 		}}}},
@@ -70,7 +73,7 @@ func BenchmarkWire(b *testing.B) {
 	record := stored(b)
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := wireEvent(record, "token"); err != nil {
+		if _, err := encodeEvent(record, "token"); err != nil {
 			b.Fatal(err)
 		}
 	}

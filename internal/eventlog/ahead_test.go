@@ -1,0 +1,178 @@
+package eventlog
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/nats-io/nats.go/jetstream"
+
+	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
+)
+
+// writeMany stores an event of each of a number of orders, cs_1 at sequence 1, and
+// leaves none of them in the tail.
+func writeMany(t *testing.T, l *Log, n int) (ids []string) {
+	t.Helper()
+	for i := range n {
+		ids = append(ids, fmt.Sprintf("cs_%d.1", i+1))
+		appendOrder(t, l, fmt.Sprintf("cs_%d", i+1), 1, 0)
+	}
+	flush(t, l)
+	if err := l.AwaitOrders(deadline(t), uint64(n-1)); err != nil {
+		t.Fatal(err)
+	}
+	emptyTail(l)
+	return ids
+}
+
+func emptyTail(l *Log) {
+	tail := &l.engine.tail
+	tail.mu.Lock()
+	defer tail.mu.Unlock()
+	tail.records, tail.from, tail.bytes = nil, tail.to, 0
+}
+
+// read reads one batch.
+func read(t *testing.T, l *Log, after uint64, limit int) (ids []string, next uint64) {
+	t.Helper()
+	records, next, err := l.ReadOrders(deadline(t), after, limit)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range records {
+		ids = append(ids, r.EventID())
+	}
+	return ids, next
+}
+
+// Whoever reads the past on and on gets every event, in order and once, however many
+// others do; only some of them can be sent it ahead.
+func TestReadingOn(t *testing.T) {
+	l := openLog(t, testConfig(t))
+	want := writeMany(t, l, 3000)
+	var readers sync.WaitGroup
+	for reader := range 2 * maxAheads {
+		readers.Go(func() {
+			random := rand.New(rand.NewPCG(uint64(reader), 1))
+			var got []string
+			for after := uint64(0); after < uint64(len(want)); {
+				records, next, err := l.ReadOrders(deadline(t), after, 2+random.IntN(300))
+				if err != nil || next <= after {
+					t.Errorf("behind %d: %v, next %d", after, err, next)
+					return
+				}
+				for _, r := range records {
+					got = append(got, r.EventID())
+				}
+				after = next
+			}
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Errorf("reader %d: %s", reader, diff)
+			}
+		})
+	}
+	readers.Wait()
+	aheads := &l.engine.aheads
+	if len(aheads.idle) == 0 || len(aheads.idle) > maxAheads || aheads.places != len(aheads.idle) {
+		t.Errorf("%d of %d places are idle", len(aheads.idle), aheads.places)
+	}
+	aheads.forget()
+	if len(aheads.idle) != 0 || aheads.places != 0 {
+		t.Errorf("%d of %d places are left", len(aheads.idle), aheads.places)
+	}
+}
+
+// Nothing is seen of an event, wherever it waits, before it is on disk.
+func TestReadingOnStopsAtTheFrontier(t *testing.T) {
+	l := openLog(t, testConfig(t))
+	writeMany(t, l, 1500)
+	e := l.engine
+	_, after := read(t, l, 0, 1400)
+	if len(e.aheads.idle) != 1 {
+		t.Fatal("nothing is sent ahead")
+	}
+	flushed := make(chan struct{})
+	sync := e.flusher.sync
+	e.flusher.sync = func() error { <-flushed; return sync() } // the flusher waits for nobody: it reads this when it is woken
+	appendOrder(t, l, "cs_1501", 1, 0)
+	emptyTail(l)
+	for after < 1500 {
+		records, ok := e.readAhead(deadline(t), after, 1500, 10)
+		if !ok {
+			t.Fatalf("behind %d, nothing was sent ahead", after)
+		}
+		after = records[len(records)-1].Sequence
+	}
+	if ids, _ := read(t, l, after, 10); len(ids) > 0 {
+		t.Errorf("seen before they are on disk: %v", ids)
+	}
+	close(flushed)
+	flush(t, l)
+	if err := l.AwaitOrders(deadline(t), after); err != nil {
+		t.Fatal(err)
+	}
+	emptyTail(l)
+	if ids, _ := read(t, l, after, 10); !slices.Equal(ids, []string{"cs_1501.1"}) {
+		t.Errorf("then: %v", ids)
+	}
+}
+
+// What was erased is not read, though it was sent ahead before.
+func TestReadingOnAfterErasing(t *testing.T) {
+	l := openLog(t, testConfig(t))
+	writeMany(t, l, 2000)
+	if ids, _ := read(t, l, 0, 100); len(ids) == 0 || len(l.engine.aheads.idle) != 1 {
+		t.Fatalf("read %v, and nothing is sent ahead", ids)
+	}
+	_, after := read(t, l, 0, 100)
+	erased := &ordergatev1.OrderEvent{Kind: ordergatev1.OrderEventKind_ORDER_EVENT_KIND_ERASED, Id: "cs_150.2", Order: &ordergatev1.Order{Id: "cs_150"}}
+	tombstone, err := l.AppendOrder(deadline(t), erased, 150)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, err := l.EraseOrderEvents(deadline(t), "cs_150", tombstone); n != 1 || err != nil {
+		t.Fatal(n, err)
+	}
+	for after < 200 {
+		var ids []string
+		if ids, after = read(t, l, after, 100); slices.Contains(ids, "cs_150.1") {
+			t.Error("an event was read after it was erased")
+		}
+	}
+}
+
+// Whoever comes too late for what is kept is told so, whatever could be sent ahead.
+func TestReadingOnTooLate(t *testing.T) {
+	l := openLog(t, testConfig(t))
+	writeMany(t, l, 2000)
+	if err := l.engine.orders.Purge(deadline(t), jetstream.WithPurgeSequence(500)); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := l.ReadOrders(deadline(t), 100, 256); !errors.Is(err, ErrExpired) {
+		t.Errorf("error %v, want %v", err, ErrExpired)
+	}
+	if ids, _ := read(t, l, 499, 256); len(ids) == 0 || ids[0] != "cs_500.1" {
+		t.Errorf("read %v", ids)
+	}
+}
+
+// A reader that gives up leaves its place to others.
+func TestReadingOnIsGivenUp(t *testing.T) {
+	l := openLog(t, testConfig(t))
+	writeMany(t, l, 2000)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for range 2 * maxAheads {
+		l.ReadOrders(ctx, 0, 100) // whether there is something already or not
+	}
+	l.engine.aheads.forget()
+	if places := l.engine.aheads.places; places != 0 {
+		t.Errorf("%d places are in use", places)
+	}
+}
