@@ -39,6 +39,8 @@ const (
 	sharedExpiry = 10 * time.Second // of a request for messages
 	// insistence is how often a cluster is asked again that did not answer.
 	insistence = 5
+	// peersPause is how long it waits for enough servers each time.
+	peersPause = 500 * time.Millisecond
 )
 
 // ErrSettings means that a stream of the cluster is set up in another way than the
@@ -161,11 +163,16 @@ func (e *engine) ensureShared(ctx context.Context, cfg Config, wanted jetstream.
 
 // ofReplicas adds the mend to an error of a cluster that is too small.
 func ofReplicas(err error, replicas int) error {
-	var refused *jetstream.APIError
-	if !errors.As(err, &refused) || refused.ErrorCode != jetstream.ErrorCode(server.JSClusterNoPeersErrF) && refused.ErrorCode != jetstream.ErrorCode(server.JSStreamReplicasNotSupportedErr) {
+	if !refusedFor(err, server.JSClusterNoPeersErrF) && !refusedFor(err, server.JSStreamReplicasNotSupportedErr) {
 		return err
 	}
 	return fmt.Errorf("cannot have %d replicas: %w: give --replicas as many servers with JetStream as there are, or start more", replicas, err)
+}
+
+// refusedFor reports whether the engine refused something for a reason.
+func refusedFor(err error, reason server.ErrorIdentifier) bool {
+	var refused *jetstream.APIError
+	return errors.As(err, &refused) && refused.ErrorCode == jetstream.ErrorCode(reason)
 }
 
 // errBeingMade means that another gateway makes a stream at the moment.
@@ -183,6 +190,10 @@ func insist(ctx context.Context, ask func(context.Context) error) error {
 			return err
 		case errors.Is(err, errBeingMade):
 			if err := pauseFor(ctx, lagPause); err != nil {
+				return err
+			}
+		case refusedFor(err, server.JSClusterNoPeersErrF): // of servers that have just begun, not all know each other
+			if err := pauseFor(ctx, peersPause); err != nil {
 				return err
 			}
 		case errors.Is(err, context.DeadlineExceeded), errors.Is(err, nats.ErrTimeout):
