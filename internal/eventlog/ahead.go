@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+	"golang.org/x/sync/semaphore"
 )
 
 const (
@@ -15,8 +16,9 @@ const (
 	farBehind = 1024
 	// maxAheads is for how many readers it does so at a time.
 	maxAheads = 16
-	// aheadBatch and aheadBytes bound what it sends ahead to one reader.
-	aheadBatch, aheadBytes = 512, 2 << 20
+	// aheadBatch and aheadBytes bound what waits for one reader; beside it there are the
+	// bytes of one of the largest messages on their way.
+	aheadBatch, aheadBytes = 512, 1 << 20
 	// aheadIdle is how long a reader may stay away.
 	aheadIdle = 10 * time.Second
 	// aheadWait is how long a reader waits for what was to be sent ahead, before it
@@ -30,8 +32,8 @@ const (
 type ahead struct {
 	after   uint64 // what comes next is behind this sequence
 	records chan *OrderRecord
-	peeked  *OrderRecord // was received, and not read
-	ended   chan struct{}
+	room    *semaphore.Weighted // bytes
+	peeked  *OrderRecord        // was received, and not read
 	end     func()
 	expiry  *time.Timer
 }
@@ -102,8 +104,8 @@ func (s *aheads) drop(a *ahead) {
 	}
 }
 
-// readAhead returns durable events behind a sequence that is far behind the frontier. ok
-// is false when they have to be asked for.
+// readAhead returns durable events behind a sequence below the frontier. ok is false when
+// they have to be asked for.
 func (e *engine) readAhead(ctx context.Context, after, frontier uint64, limit int) (records []*OrderRecord, ok bool) {
 	a, changes := e.aheads.take(after)
 	if a == nil {
@@ -111,7 +113,7 @@ func (e *engine) readAhead(ctx context.Context, after, frontier uint64, limit in
 	}
 	defer func() { ok = e.aheads.give(a, changes, ok) }()
 	if a.records == nil {
-		if frontier-after < farBehind || e.sendAhead(ctx, a) != nil {
+		if after+farBehind > frontier || e.sendAhead(ctx, a) != nil {
 			return nil, false
 		}
 	}
@@ -136,6 +138,7 @@ func (e *engine) readAhead(ctx context.Context, after, frontier uint64, limit in
 					return nil, false
 				}
 			}
+			a.room.Release(r.room())
 		}
 		if r.Sequence > frontier || r.Sequence != a.after+1 { // whoever asks is told what is missing
 			a.peeked = r
@@ -154,23 +157,38 @@ func (e *engine) sendAhead(ctx context.Context, a *ahead) error {
 	if err != nil {
 		return err
 	}
-	a.records, a.ended = make(chan *OrderRecord, aheadBatch), make(chan struct{})
+	a.records, a.room = make(chan *OrderRecord, aheadBatch), semaphore.NewWeighted(aheadBytes)
+	wanted, cancel := context.WithCancel(e.dead)
+	largest := int(e.conn.MaxPayload()) + headerBytes
 	sending, err := consumer.Consume(func(msg jetstream.Msg) {
 		place, err := msg.Metadata()
 		if err != nil { // it is of no stream
 			return
 		}
-		select {
-		case a.records <- orderRecord(msg.Subject(), place.Sequence.Stream, place.Timestamp, msg.Headers(), msg.Data()):
-		case <-a.ended:
+		r := orderRecord(msg.Subject(), place.Sequence.Stream, place.Timestamp, msg.Headers(), msg.Data())
+		if a.room.Acquire(wanted, r.room()) != nil {
+			return
 		}
-	}, jetstream.PullMaxMessagesWithBytesLimit(aheadBatch, aheadBytes))
+		select {
+		case a.records <- r:
+		case <-wanted.Done():
+		}
+	}, jetstream.PullMaxBytes(largest))
 	if err != nil {
+		cancel()
 		return fmt.Errorf("read ahead: %w", err)
 	}
 	a.end = func() {
-		close(a.ended)
+		cancel()
 		sending.Stop()
+		go func() { // it would end by itself, after a while
+			ctx, cancel := context.WithTimeout(e.dead, requestTimeout)
+			defer cancel()
+			_ = e.orders.DeleteConsumer(ctx, consumer.CachedInfo().Name)
+		}()
 	}
 	return nil
 }
+
+// room is what the event takes of the room for one reader.
+func (r *OrderRecord) room() int64 { return min(int64(r.Size()), aheadBytes) }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 
@@ -15,13 +16,18 @@ import (
 	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
 )
 
-// writeMany stores an event of each of a number of orders, cs_1 at sequence 1, and
-// leaves none of them in the tail.
+// writeMany stores an event of each of a number of orders, cs_1 at sequence 1, one of them
+// larger than all that is sent ahead of small ones, and leaves none in the tail.
 func writeMany(t *testing.T, l *Log, n int) (ids []string) {
 	t.Helper()
 	for i := range n {
-		ids = append(ids, fmt.Sprintf("cs_%d.1", i+1))
-		appendOrder(t, l, fmt.Sprintf("cs_%d", i+1), 1, 0)
+		event := orderEvent(fmt.Sprintf("cs_%d", i+1), 1)
+		if ids = append(ids, event.GetId()); i == 700 {
+			event.Note = strings.Repeat("x", aheadBytes*3/2)
+		}
+		if _, err := l.AppendOrder(deadline(t), event, 0); err != nil {
+			t.Fatal(err)
+		}
 	}
 	flush(t, l)
 	if err := l.AwaitOrders(deadline(t), uint64(n-1)); err != nil {
@@ -85,6 +91,15 @@ func TestReadingOn(t *testing.T) {
 	aheads.forget()
 	if len(aheads.idle) != 0 || aheads.places != 0 {
 		t.Errorf("%d of %d places are left", len(aheads.idle), aheads.places)
+	}
+	for { // the tail's own is left
+		info, err := l.engine.orders.Info(deadline(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if info.State.Consumers == 1 {
+			break
+		}
 	}
 }
 

@@ -182,7 +182,7 @@ func (e *engine) readNewest(ctx context.Context, after uint64, limit int) (recor
 	if records, next, ok := e.tail.behind(after, frontier, limit); ok {
 		return records, next, nil
 	}
-	if limit > 1 && !e.shared {
+	if limit > 1 && after < frontier && !e.shared {
 		if records, ok := e.readAhead(ctx, after, frontier, limit); ok {
 			return records, records[len(records)-1].Sequence, nil
 		}
