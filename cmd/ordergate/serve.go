@@ -3,9 +3,13 @@ package main
 import (
 	"context"
 	"errors"
+	"log/slog"
+	"math"
 	"os"
 	"runtime"
 	"strings"
+
+	"github.com/KimMachineGun/automemlimit/memlimit"
 
 	"github.com/ordergate/ordergate/internal/config"
 	"github.com/ordergate/ordergate/internal/orders"
@@ -38,7 +42,9 @@ func (s *serveCommand) Run(ctx context.Context, c console) error {
 		}
 		leaveOneToTheDisk()
 	}
-	g, err := newGateway(ctx, s.Config, telemetry.NewLogger(c.stderr, s.Log.Format, s.Log.Level))
+	logger := telemetry.NewLogger(c.stderr, s.Log.Format, s.Log.Level)
+	keepToMemory(logger)
+	g, err := newGateway(ctx, s.Config, logger)
 	if err != nil && ctx.Err() != nil && errors.Is(err, ctx.Err()) {
 		return nil // told to stop before it had begun
 	}
@@ -46,6 +52,16 @@ func (s *serveCommand) Run(ctx context.Context, c console) error {
 		return err
 	}
 	return g.run(ctx)
+}
+
+// keepToMemory has Go collect garbage in time for the limit of the container or the unit:
+// after random reads of a large log there may be much of it. GOMEMLIMIT comes first.
+func keepToMemory(logger *slog.Logger) {
+	if limit, err := memlimit.Set(); err != nil {
+		logger.Debug("no memory limit can be read; GOMEMLIMIT sets one", "error", err)
+	} else if limit < math.MaxInt64 {
+		logger.Debug("memory is limited", "bytes", limit)
+	}
 }
 
 // leaveOneToTheDisk gives Go one processor more than there are: a thread that flushes the
