@@ -463,7 +463,8 @@ func (e *engine) readDurable(ctx context.Context, after uint64, limit int) (reco
 	if after >= frontier {
 		return nil, after, nil
 	}
-	if records, err = e.readOrders(ctx, limit, readFrom{sequence: after + 1}); err != nil {
+	records, err = e.readOrders(ctx, limit, readFrom{sequence: after + 1})
+	if err != nil {
 		return nil, 0, err
 	}
 	if gap := len(records) == 0 || records[0].Sequence != after+1; gap {
