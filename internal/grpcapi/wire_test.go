@@ -68,13 +68,3 @@ func TestWire(t *testing.T) {
 		}
 	}
 }
-
-func BenchmarkWire(b *testing.B) {
-	record := stored(b)
-	b.ReportAllocs()
-	for b.Loop() {
-		if _, err := encodeEvent(record, "token"); err != nil {
-			b.Fatal(err)
-		}
-	}
-}
