@@ -252,16 +252,27 @@ func (b Bucket) Claim(ctx context.Context, key string, value []byte) ([]byte, er
 	}
 	ctx, cancel := e.alive(ctx)
 	defer cancel()
+	ctx, cancelTimeout := context.WithTimeout(ctx, requestTimeout)
+	defer cancelTimeout()
 	e.used[b.name].Store(true)
-	revision, err := kv.Create(ctx, key, value)
-	if errors.Is(err, jetstream.ErrKeyExists) {
-		return b.Get(ctx, key)
+	for {
+		revision, err := kv.Create(ctx, key, value)
+		if err == nil {
+			e.wroteTo(bucketStream(b.name), revision)
+			return value, nil
+		}
+		if !errors.Is(err, jetstream.ErrKeyExists) {
+			return nil, e.writeError(err)
+		}
+		there, err := b.Get(ctx, key)
+		if !errors.Is(err, ErrNotFound) {
+			return there, err
+		}
+		// A cluster's leader refuses what comes behind a value that it has not stored yet.
+		if err := pauseFor(ctx, lagPause); err != nil {
+			return nil, err
+		}
 	}
-	if err != nil {
-		return nil, e.writeError(err)
-	}
-	e.wroteTo(bucketStream(b.name), revision)
-	return value, nil
 }
 
 // Update replaces the value of a key by what change makes of it, again when

@@ -84,6 +84,40 @@ func TestSharedLog(t *testing.T) {
 			}
 		}
 	})
+	t.Run("one of many claims a key, and all hear who", func(t *testing.T) {
+		stream, err := cluster.JetStream(t).Stream(deadline(t), bucketStream(State))
+		if err != nil {
+			t.Fatal(err)
+		}
+		leader := cluster.Number(stream.CachedInfo().Cluster.Leader)
+		cfg := sharedConfig(t, cluster)
+		cfg.Cluster.URLs = cfg.Cluster.URLs[leader-1 : leader]
+		l := openLog(t, cfg)
+		// The leader refuses the second claim, and has not stored the first one yet.
+		for node := 1; node <= cluster.Nodes(); node++ {
+			if node != leader {
+				if err := cluster.Stop(node); err != nil {
+					t.Fatal(err)
+				}
+				time.AfterFunc(300*time.Millisecond, func() { cluster.Continue(node) })
+			}
+		}
+		values := make([]string, 6)
+		var claiming sync.WaitGroup
+		for i := range values {
+			claiming.Go(func() {
+				value, err := l.Bucket(State).Claim(deadline(t), "claimed", fmt.Append(nil, i))
+				if err != nil {
+					t.Error(err)
+				}
+				values[i] = string(value)
+			})
+		}
+		claiming.Wait()
+		if slices.Sort(values); values[0] != values[len(values)-1] {
+			t.Errorf("they heard %q", values)
+		}
+	})
 	t.Run("one of two writes a revision", func(t *testing.T) {
 		for round := range 20 {
 			id := fmt.Sprintf("cs_%d", round)

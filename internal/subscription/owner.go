@@ -36,7 +36,7 @@ func (m *Manager) claim(ctx context.Context, uid string) error {
 	owners, self := m.log.Bucket(eventlog.Owners), m.log.Member()
 	for range maxClaims {
 		value, err := owners.Claim(ctx, uid, []byte(self))
-		if err != nil && !errors.Is(err, eventlog.ErrNotFound) {
+		if err != nil {
 			return err
 		}
 		owner := string(value)
