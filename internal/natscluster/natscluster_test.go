@@ -171,11 +171,18 @@ func connect(t *testing.T, url string) jetstream.JetStream {
 
 func createStream(ctx context.Context, t *testing.T, js jetstream.JetStream) jetstream.Stream {
 	t.Helper()
-	stream, err := js.CreateStream(ctx, jetstream.StreamConfig{Name: "TEST", Subjects: []string{"test.*"}, Replicas: 3})
-	if err != nil {
-		t.Fatal(err)
+	for {
+		asking, cancel := context.WithTimeout(ctx, 3*time.Second)
+		stream, err := js.CreateStream(asking, jetstream.StreamConfig{Name: "TEST", Subjects: []string{"test.*"}, Replicas: 3})
+		cancel()
+		switch {
+		case err == nil:
+			return stream
+		case ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded): // a leader that was just elected may not answer
+		default:
+			t.Fatal(err)
+		}
 	}
-	return stream
 }
 
 // publish publishes the messages from the first up to the end, each until it is
