@@ -40,6 +40,8 @@ type ahead struct {
 
 // aheads are the places at which somebody may read on.
 type aheads struct {
+	stay time.Duration // how long an idle one is kept
+
 	mu      sync.Mutex
 	idle    []*ahead
 	places  int // idle or in use
@@ -73,7 +75,7 @@ func (s *aheads) give(a *ahead, changes int, usable bool) bool {
 		return false
 	}
 	s.idle = append(s.idle, a)
-	a.expiry = time.AfterFunc(aheadIdle, func() {
+	a.expiry = time.AfterFunc(s.stay, func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		if i := slices.Index(s.idle, a); i >= 0 {

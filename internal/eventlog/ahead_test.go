@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/nats-io/nats.go/jetstream"
@@ -34,6 +36,7 @@ func writeMany(t *testing.T, l *Log, n int) (ids []string) {
 		t.Fatal(err)
 	}
 	emptyTail(l)
+	l.engine.aheads.stay = time.Hour
 	return ids
 }
 
@@ -174,6 +177,26 @@ func TestReadingOnTooLate(t *testing.T) {
 	}
 	if ids, _ := read(t, l, 499, 256); len(ids) == 0 || ids[0] != "cs_500.1" {
 		t.Errorf("read %v", ids)
+	}
+}
+
+// A place at which nobody reads on is given up.
+func TestReadingOnStays(t *testing.T) {
+	l := openLog(t, testConfig(t))
+	writeMany(t, l, 2000)
+	aheads := &l.engine.aheads
+	aheads.stay = time.Millisecond
+	read(t, l, 0, 100)
+	left := func() int {
+		aheads.mu.Lock()
+		defer aheads.mu.Unlock()
+		return aheads.places
+	}
+	for ctx := deadline(t); left() > 0; {
+		if ctx.Err() != nil {
+			t.Fatalf("%d places are in use", left())
+		}
+		runtime.Gosched()
 	}
 }
 

@@ -108,7 +108,7 @@ type engine struct {
 func newEngine(cfg Config) *engine {
 	e := &engine{
 		logger: cfg.Logger, dir: cfg.Dir, sync: cfg.Sync, shared: cfg.Cluster != nil, streams: map[string]uint64{}, advanced: make(chan struct{}),
-		reads: semaphore.NewWeighted(maxReads), tail: tail{loaded: make(chan struct{})},
+		reads: semaphore.NewWeighted(maxReads), tail: tail{loaded: make(chan struct{})}, aheads: aheads{stay: aheadIdle},
 	}
 	e.dead, e.fail = context.WithCancelCause(context.Background())
 	return e
