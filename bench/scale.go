@@ -94,14 +94,11 @@ func (s *scaling) note(name, unit string, value float64) {
 
 // grow stores orders until there are so many. The last batch is what is reported.
 func (s *scaling) grow(ctx context.Context, size int) error {
-	p, addrs, err := s.b.startGateway(ctx, s.data)
+	p, addrs, err := s.begin(ctx)
 	if err != nil {
 		return err
 	}
 	defer p.stop()
-	if err := s.ready(ctx, addrs); err != nil {
-		return err
-	}
 	for s.orders < size {
 		events := s.m.events(min(storeBatch, size-s.orders))
 		before, err := p.cpu()
@@ -176,14 +173,11 @@ const (
 
 // restingMemory is what a gateway takes a moment after it has begun.
 func (s *scaling) restingMemory(ctx context.Context, args ...string) (int64, error) {
-	p, addrs, err := s.b.startGateway(ctx, s.data, args...)
+	p, _, err := s.begin(ctx, args...)
 	if err != nil {
 		return 0, err
 	}
 	defer p.stop()
-	if err := s.ready(ctx, addrs); err != nil {
-		return 0, err
-	}
 	time.Sleep(settled)
 	return p.rss()
 }
@@ -210,14 +204,11 @@ func (s *scaling) withoutReferences(ctx context.Context) error {
 
 func (s *scaling) restartOnce(ctx context.Context) error {
 	began := time.Now()
-	p, addrs, err := s.b.startGateway(ctx, s.data)
+	p, addrs, err := s.begin(ctx)
 	if err != nil {
 		return err
 	}
 	defer p.stop()
-	if err := s.ready(ctx, addrs); err != nil {
-		return err
-	}
 	s.note(startRow, "s", time.Since(began).Seconds())
 	time.Sleep(settled)
 	memory, err := p.rss()
@@ -238,14 +229,22 @@ func (s *scaling) restartOnce(ctx context.Context) error {
 	return nil
 }
 
-// ready waits until the gateway says that it is.
-func (s *scaling) ready(ctx context.Context, addrs gatewayAddrs) error {
+// begin starts the gateway, and returns when it says that it is ready.
+func (s *scaling) begin(ctx context.Context, args ...string) (*process, gatewayAddrs, error) {
+	p, addrs, err := s.b.startGateway(ctx, s.data, args...)
+	if err != nil {
+		return nil, addrs, err
+	}
 	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
 	defer cancel()
 	for {
 		_, err := get(ctx, "http://"+addrs.admin+"/readyz")
-		if err == nil || ctx.Err() != nil {
-			return err
+		if err == nil {
+			return p, addrs, nil
+		}
+		if ctx.Err() != nil {
+			p.stop()
+			return nil, addrs, err
 		}
 		time.Sleep(2 * time.Millisecond)
 	}

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -78,6 +79,14 @@ func fanout(ctx context.Context, b *bench) error {
 	if err != nil {
 		return err
 	}
+	file := filepath.Join(b.work, "messages")
+	var content []byte
+	for _, message := range messages {
+		content = protowire.AppendBytes(content, message)
+	}
+	if err := os.WriteFile(file, content, 0o600); err != nil {
+		return err
+	}
 	p, addrs, err := b.startGateway(ctx, data)
 	if err != nil {
 		return err
@@ -90,7 +99,7 @@ func fanout(ctx context.Context, b *bench) error {
 		for _, turn := range turns {
 			b.say("fanout, round %d of %d: %d watchers", round+1, b.Rounds, turn.watchers)
 			events := max(1, b.Events/turn.share)
-			if err := b.fanoutRaw(ctx, turn.watchers, messages[len(messages)-events:]); err != nil {
+			if err := b.fanoutRaw(ctx, turn.watchers, events, file); err != nil {
 				return err
 			}
 			start := fromBeginning()
@@ -210,16 +219,8 @@ func (b *bench) receive(ctx context.Context, addr string, watchers, events int, 
 	return nil
 }
 
-func (b *bench) fanoutRaw(ctx context.Context, watchers int, messages []raw) error {
-	file, events := filepath.Join(b.work, "messages"), len(messages)
-	var content []byte
-	for _, message := range messages {
-		content = protowire.AppendBytes(content, message)
-	}
-	if err := os.WriteFile(file, content, 0o600); err != nil {
-		return err
-	}
-	p, addr, err := b.self(ctx, "stream", "BENCH_MESSAGES="+file)
+func (b *bench) fanoutRaw(ctx context.Context, watchers, events int, file string) error {
+	p, addr, err := b.self(ctx, "stream", "BENCH_MESSAGES="+file, "BENCH_EVENTS="+strconv.Itoa(events))
 	if err != nil {
 		return err
 	}
@@ -251,9 +252,14 @@ func (b *bench) fanoutGateway(ctx context.Context, p *process, addrs gatewayAddr
 	return nil
 }
 
-// serveStream streams the messages of a file to whoever calls, from memory.
+// serveStream streams the newest messages of a file to whoever calls, from memory, and
+// as many as are wanted: what nobody counts would be a handicap.
 func serveStream(ctx context.Context, addr string) error {
 	content, err := os.ReadFile(os.Getenv("BENCH_MESSAGES"))
+	if err != nil {
+		return err
+	}
+	events, err := strconv.Atoi(os.Getenv("BENCH_EVENTS"))
 	if err != nil {
 		return err
 	}
@@ -265,6 +271,7 @@ func serveStream(ctx context.Context, addr string) error {
 		}
 		messages, content = append(messages, message), content[n:]
 	}
+	messages = messages[len(messages)-events:]
 	listener, err := net.Listen("tcp", addr)
 	if err != nil {
 		return err

@@ -30,12 +30,12 @@ const (
 // who reads on and on it costs a third of asking for each batch, and comes while the batch
 // before it is dealt with.
 type ahead struct {
-	after   uint64 // what comes next is behind this sequence
-	records chan *OrderRecord
-	room    *semaphore.Weighted // bytes
-	peeked  *OrderRecord        // was received, and not read
-	end     func()
-	expiry  *time.Timer
+	after    uint64 // what comes next is behind this sequence
+	records  chan *OrderRecord
+	room     *semaphore.Weighted // bytes
+	received *OrderRecord        // and not read
+	end      func()
+	expiry   *time.Timer
 }
 
 // aheads are the places at which somebody may read on.
@@ -119,36 +119,55 @@ func (e *engine) readAhead(ctx context.Context, after, frontier uint64, limit in
 			return nil, false
 		}
 	}
-	wait := time.NewTimer(aheadWait)
-	defer wait.Stop()
-	for bytes := 0; len(records) < limit && bytes < readBytes; {
-		r := a.peeked
-		if a.peeked = nil; r == nil {
-			select {
-			case r = <-a.records:
-			default:
-				if len(records) > 0 {
-					return records, true
-				}
-				select {
-				case r = <-a.records:
-				case <-wait.C: // what comes next may have been removed
-					return nil, false
-				case <-ctx.Done():
-					return nil, false
-				case <-e.dead.Done():
-					return nil, false
-				}
-			}
-			a.room.Release(r.room())
-		}
+	if !a.await(ctx, e.dead) {
+		return nil, false
+	}
+	for bytes := 0; len(records) < limit && bytes < readBytes && a.receive(); {
+		r := a.received
 		if r.Sequence > frontier || r.Sequence != a.after+1 { // whoever asks is told what is missing
-			a.peeked = r
-			return records, len(records) > 0
+			break
 		}
+		a.received = nil
 		records, bytes, a.after = append(records, r), bytes+r.Size(), r.Sequence
 	}
-	return records, true
+	return records, len(records) > 0
+}
+
+// receive reports whether something was received that was not read.
+func (a *ahead) receive() bool {
+	if a.received != nil {
+		return true
+	}
+	select {
+	case r := <-a.records:
+		a.keep(r)
+		return true
+	default:
+		return false
+	}
+}
+
+// await is receive that waits, not for long: what comes next may have been removed.
+func (a *ahead) await(ctx, dead context.Context) bool {
+	if a.receive() {
+		return true
+	}
+	wait := time.NewTimer(aheadWait)
+	defer wait.Stop()
+	select {
+	case r := <-a.records:
+		a.keep(r)
+		return true
+	case <-wait.C:
+	case <-ctx.Done():
+	case <-dead.Done():
+	}
+	return false
+}
+
+func (a *ahead) keep(r *OrderRecord) {
+	a.received = r
+	a.room.Release(r.room())
 }
 
 // sendAhead has the engine begin.

@@ -12,7 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	"github.com/nats-io/nats.go/jetstream"
 
 	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
@@ -47,19 +46,6 @@ func emptyTail(l *Log) {
 	tail.records, tail.from, tail.bytes = nil, tail.to, 0
 }
 
-// read reads one batch.
-func read(t *testing.T, l *Log, after uint64, limit int) (ids []string, next uint64) {
-	t.Helper()
-	records, next, err := l.ReadOrders(deadline(t), after, limit)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, r := range records {
-		ids = append(ids, r.EventID())
-	}
-	return ids, next
-}
-
 // Whoever reads the past on and on gets every event, in order and once, however many
 // others do; only some of them can be sent it ahead.
 func TestReadingOn(t *testing.T) {
@@ -69,21 +55,7 @@ func TestReadingOn(t *testing.T) {
 	for reader := range 2 * maxAheads {
 		readers.Go(func() {
 			random := rand.New(rand.NewPCG(uint64(reader), 1))
-			var got []string
-			for after := uint64(0); after < uint64(len(want)); {
-				records, next, err := l.ReadOrders(deadline(t), after, 2+random.IntN(300))
-				if err != nil || next <= after {
-					t.Errorf("behind %d: %v, next %d", after, err, next)
-					return
-				}
-				for _, r := range records {
-					got = append(got, r.EventID())
-				}
-				after = next
-			}
-			if diff := cmp.Diff(want, got); diff != "" {
-				t.Errorf("reader %d: %s", reader, diff)
-			}
+			readOn(t, l, want, func() int { return 2 + random.IntN(300) })
 		})
 	}
 	readers.Wait()
@@ -145,10 +117,10 @@ func TestReadingOnStopsAtTheFrontier(t *testing.T) {
 func TestReadingOnAfterErasing(t *testing.T) {
 	l := openLog(t, testConfig(t))
 	writeMany(t, l, 2000)
-	if ids, _ := read(t, l, 0, 100); len(ids) == 0 || len(l.engine.aheads.idle) != 1 {
+	ids, after := read(t, l, 0, 100)
+	if len(ids) == 0 || len(l.engine.aheads.idle) != 1 {
 		t.Fatalf("read %v, and nothing is sent ahead", ids)
 	}
-	_, after := read(t, l, 0, 100)
 	erased := &ordergatev1.OrderEvent{Kind: ordergatev1.OrderEventKind_ORDER_EVENT_KIND_ERASED, Id: "cs_150.2", Order: &ordergatev1.Order{Id: "cs_150"}}
 	tombstone, err := l.AppendOrder(deadline(t), erased, 150)
 	if err != nil {
@@ -158,7 +130,6 @@ func TestReadingOnAfterErasing(t *testing.T) {
 		t.Fatal(n, err)
 	}
 	for after < 200 {
-		var ids []string
 		if ids, after = read(t, l, after, 100); slices.Contains(ids, "cs_150.1") {
 			t.Error("an event was read after it was erased")
 		}

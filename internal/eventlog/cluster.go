@@ -163,16 +163,16 @@ func (e *engine) ensureShared(ctx context.Context, cfg Config, wanted jetstream.
 
 // ofReplicas adds the mend to an error of a cluster that is too small.
 func ofReplicas(err error, replicas int) error {
-	if !refusedFor(err, server.JSClusterNoPeersErrF) && !refusedFor(err, server.JSStreamReplicasNotSupportedErr) {
+	if !refusedFor(err, server.JSClusterNoPeersErrF, server.JSStreamReplicasNotSupportedErr) {
 		return err
 	}
 	return fmt.Errorf("cannot have %d replicas: %w: give --replicas as many servers with JetStream as there are, or start more", replicas, err)
 }
 
-// refusedFor reports whether the engine refused something for a reason.
-func refusedFor(err error, reason server.ErrorIdentifier) bool {
+// refusedFor reports whether the engine refused something for one of these reasons.
+func refusedFor(err error, reasons ...server.ErrorIdentifier) bool {
 	var refused *jetstream.APIError
-	return errors.As(err, &refused) && refused.ErrorCode == jetstream.ErrorCode(reason)
+	return errors.As(err, &refused) && slices.Contains(reasons, server.ErrorIdentifier(refused.ErrorCode))
 }
 
 // errBeingMade means that another gateway makes a stream at the moment.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"reflect"
 	"runtime/debug"
 	"strconv"
 	"strings"
@@ -378,17 +379,11 @@ func (e *engine) ensureStream(ctx context.Context, cfg Config, wanted jetstream.
 	existing := stream.CachedInfo().Config
 	changed := existing
 	changed.AllowDirect, changed.Duplicates = wanted.AllowDirect, wanted.Duplicates
-	if changed.MaxMsgsPerSubject = wanted.MaxMsgsPerSubject; wanted.MaxMsgsPerSubject == 0 {
-		changed.MaxMsgsPerSubject = -1
-	}
-	if changed.MaxBytes = wanted.MaxBytes; wanted.MaxBytes == 0 {
-		changed.MaxBytes = -1 // as the engine has it
-	}
-	if wanted.Name != ordersStream || wanted.MaxAge == 0 || existing.MaxAge != 0 && wanted.MaxAge > existing.MaxAge {
+	changed.MaxMsgsPerSubject, changed.MaxBytes = cmp.Or(wanted.MaxMsgsPerSubject, -1), cmp.Or(wanted.MaxBytes, -1) // as the engine has no limit
+	if wanted.MaxAge == 0 || ageCounts(existing, wanted) {
 		changed.MaxAge = wanted.MaxAge // else KeepOrders does, once it is known what must be kept
 	}
-	if changed.MaxAge == existing.MaxAge && changed.MaxBytes == existing.MaxBytes && changed.MaxMsgsPerSubject == existing.MaxMsgsPerSubject &&
-		changed.AllowDirect == existing.AllowDirect && changed.Duplicates == existing.Duplicates {
+	if reflect.DeepEqual(changed, existing) {
 		return stream, nil
 	}
 	return e.js.UpdateStream(ctx, changed)

@@ -94,21 +94,52 @@ func readIDs(t *testing.T, l *Log, after uint64) []string {
 	t.Helper()
 	var ids []string
 	for {
-		records, next, err := l.ReadOrders(deadline(t), after, 2)
-		if err != nil {
-			t.Fatal(err)
-		}
+		more, next := read(t, l, after, 2)
 		if next == after {
 			return ids
 		}
+		ids, after = append(ids, more...), next
+	}
+}
+
+// read reads one batch, and returns the events' ids and where to read on.
+func read(t *testing.T, l *Log, after uint64, limit int) (ids []string, next uint64) {
+	t.Helper()
+	records, next, err := l.ReadOrders(deadline(t), after, limit)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range records {
+		event, err := r.Event()
+		if err != nil {
+			t.Fatal(err)
+		}
+		ids = append(ids, event.GetId())
+	}
+	return ids, next
+}
+
+// readOn reads what is in the log and what comes, in batches of some size, and wants to see
+// these events.
+func readOn(t *testing.T, l *Log, want []string, size func() int) {
+	var got []string
+	for after := uint64(0); len(got) < len(want); {
+		if err := l.AwaitOrders(t.Context(), after); err != nil {
+			t.Error(err)
+			return
+		}
+		records, next, err := l.ReadOrders(deadline(t), after, size())
+		if err != nil || next <= after {
+			t.Errorf("behind %d: %v, next %d", after, err, next)
+			return
+		}
 		for _, r := range records {
-			event, err := r.Event()
-			if err != nil {
-				t.Fatal(err)
-			}
-			ids = append(ids, event.GetId())
+			got = append(got, r.EventID())
 		}
 		after = next
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
 	}
 }
 

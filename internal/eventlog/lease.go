@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/nats-io/nuid"
@@ -339,8 +340,7 @@ func (f fence) header(header nats.Header) nats.Header {
 
 // error tells a fence that was passed from one that is only being written.
 func (f fence) error(e *engine, err error) error {
-	var refused *jetstream.APIError
-	if f.sequence > 0 && errors.As(err, &refused) && refused.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence {
+	if f.sequence > 0 && refusedFor(err, server.JSStreamWrongLastSequenceErrF) {
 		return fmt.Errorf("%w: %w", ErrFenced, err)
 	}
 	return e.writeError(err)

@@ -223,12 +223,8 @@ func (l *Log) AppendOrder(ctx context.Context, event *ordergatev1.OrderEvent, pr
 }
 
 func (e *engine) orderError(err error) error {
-	var refused *jetstream.APIError
-	if errors.As(err, &refused) {
-		switch refused.ErrorCode {
-		case jetstream.ErrorCode(server.JSStreamWrongLastSequenceErrF), jetstream.ErrorCode(server.JSStreamWrongLastSequenceConstantErr):
-			return fmt.Errorf("%w: %w", ErrConflict, err)
-		}
+	if refusedFor(err, server.JSStreamWrongLastSequenceErrF, server.JSStreamWrongLastSequenceConstantErr) {
+		return fmt.Errorf("%w: %w", ErrConflict, err)
 	}
 	return e.writeError(err)
 }

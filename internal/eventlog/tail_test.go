@@ -25,25 +25,7 @@ func TestReadersShareTheTail(t *testing.T) {
 	for reader := range 20 {
 		readers.Go(func() {
 			random := rand.New(rand.NewPCG(uint64(reader), 1))
-			var got []string
-			for after := uint64(0); len(got) < events; {
-				if err := l.AwaitOrders(t.Context(), after); err != nil {
-					t.Error(err)
-					return
-				}
-				records, next, err := l.ReadOrders(deadline(t), after, 1+random.IntN(100))
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				for _, r := range records {
-					got = append(got, r.EventID())
-				}
-				after = next
-			}
-			if diff := cmp.Diff(want, got); diff != "" {
-				t.Errorf("reader %d: %s", reader, diff)
-			}
+			readOn(t, l, want, func() int { return 1 + random.IntN(100) })
 		})
 	}
 	for i := range events {

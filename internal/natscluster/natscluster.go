@@ -160,7 +160,13 @@ func (c *Cluster) URL() string {
 // JetStream connects to the cluster until the test ends.
 func (c *Cluster) JetStream(t testing.TB) jetstream.JetStream {
 	t.Helper()
-	conn, err := nats.Connect(c.URL())
+	return connect(t, c.URL())
+}
+
+// connect returns a client that goes on whatever happens to nodes.
+func connect(t testing.TB, url string) jetstream.JetStream {
+	t.Helper()
+	conn, err := nats.Connect(url, nats.MaxReconnects(-1), nats.ReconnectWait(20*time.Millisecond))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,7 +13,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 )
 
@@ -152,21 +151,6 @@ func TestTail(t *testing.T) {
 	if len(lines) > logBytes || len(lines) < logBytes/2 || !strings.HasPrefix(lines, "line ") || !strings.HasSuffix(lines, "line 9999\n") {
 		t.Errorf("%d bytes: %.20q", len(lines), lines)
 	}
-}
-
-// connect returns a client that goes on whatever happens to nodes.
-func connect(t *testing.T, url string) jetstream.JetStream {
-	t.Helper()
-	conn, err := nats.Connect(url, nats.MaxReconnects(-1), nats.ReconnectWait(20*time.Millisecond))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(conn.Close)
-	js, err := jetstream.New(conn)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return js
 }
 
 func createStream(ctx context.Context, t *testing.T, js jetstream.JetStream) jetstream.Stream {
