@@ -32,6 +32,7 @@ import (
 	"github.com/ordergate/ordergate/client"
 	"github.com/ordergate/ordergate/internal/auth"
 	"github.com/ordergate/ordergate/internal/eventlog"
+	"github.com/ordergate/ordergate/internal/freeport"
 	"github.com/ordergate/ordergate/internal/grpcapi"
 	"github.com/ordergate/ordergate/internal/orders"
 	"github.com/ordergate/ordergate/internal/pipeline"
@@ -660,12 +661,7 @@ func TestRealGatewayRestarts(t *testing.T) {
 	defer cancel()
 	const restarts, perRun = 3, 20
 	dir := t.TempDir()
-	bound, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := bound.Addr().String()
-	bound.Close()
+	addr := freeport.Addrs(t, 1)[0]
 	c, err := client.New(addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)

@@ -200,7 +200,7 @@ func newCollecting(t *testing.T, encrypted bool, args ...string) *collecting {
 	t.Cleanup(func() {
 		if t.Failed() {
 			g.process.Process.Kill()
-			g.process.Wait() // its output is complete then
+			<-g.ended // its output is complete then
 			t.Logf("the gateway said:\n%s", g.said.Bytes())
 		}
 	})

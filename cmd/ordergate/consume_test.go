@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"slices"
 	"strings"
 	"testing"
@@ -20,6 +19,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
+	"github.com/ordergate/ordergate/internal/freeport"
 	"github.com/ordergate/ordergate/internal/logtest"
 )
 
@@ -312,15 +312,11 @@ func TestConsumeStopped(t *testing.T) {
 
 // Ctrl-C ends a command that does not reach its gateway.
 func TestConsumeStoppedAway(t *testing.T) {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	listener.Close() // nobody listens there
+	addr := freeport.Addrs(t, 1)[0] // nobody listens there
 	for _, mode := range []string{"--ack=true", "--ack=false"} {
 		ctx, stop := context.WithCancel(t.Context())
 		stderr := stopAt{stop: stop, text: "trying again"}
-		g := &scriptedGateway{addr: listener.Addr().String()}
+		g := &scriptedGateway{addr: addr}
 		if err := g.runWith(t, ctx, nil, io.Discard, &stderr, "consume", "shipping", mode); err != nil || strings.Count(stderr.String(), "trying again") != 1 {
 			t.Errorf("%s: %v\n%s", mode, err, stderr.String())
 		}

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -24,6 +25,7 @@ import (
 	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
 	"github.com/ordergate/ordergate/client"
 	"github.com/ordergate/ordergate/internal/eventlog"
+	"github.com/ordergate/ordergate/internal/freeport"
 	"github.com/ordergate/ordergate/internal/sample"
 	"github.com/ordergate/ordergate/internal/stripehook"
 )
@@ -193,14 +195,8 @@ func waitFor(ctx context.Context, t *testing.T, what string, so func() bool) {
 
 // newCrashing returns a gateway that is not started yet.
 func newCrashing(t *testing.T) *crashing {
-	g := &crashing{t: t, dir: t.TempDir()}
-	for _, addr := range []*string{&g.ingress, &g.grpc, &g.admin} {
-		var err error
-		if *addr, err = freeAddr(); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return g
+	addrs := freeport.Addrs(t, 3)
+	return &crashing{t: t, dir: t.TempDir(), ingress: addrs[0], grpc: addrs[1], admin: addrs[2]}
 }
 
 // crashing is a gateway that is killed and started again.
@@ -213,6 +209,8 @@ type crashing struct {
 	args                 []string  // beside the usual
 	stderr               io.Writer // of the gateway; nil is the test's output
 	process              *exec.Cmd
+	ended                chan struct{} // closed when the process has ended, as endErr says
+	endErr               error
 }
 
 // launch starts the gateway, and does not wait for it.
@@ -231,8 +229,16 @@ func (g *crashing) launch() {
 	if err := g.process.Start(); err != nil {
 		g.t.Fatal(err)
 	}
-	process := g.process.Process
-	g.t.Cleanup(func() { process.Kill() })
+	process, ended := g.process, make(chan struct{})
+	g.ended = ended
+	go func() {
+		g.endErr = process.Wait()
+		close(ended)
+	}()
+	g.t.Cleanup(func() {
+		process.Process.Kill()
+		<-ended // its output is complete then
+	})
 }
 
 func (g *crashing) start(ctx context.Context) {
@@ -253,18 +259,26 @@ func (g *crashing) await(ctx context.Context) {
 		}
 		select {
 		case <-ctx.Done():
+			g.signal(syscall.SIGQUIT) // it says what it is doing
+			<-g.ended
 			g.t.Fatal("the gateway does not become ready")
+		case <-g.ended:
+			g.t.Fatalf("the gateway has ended instead of becoming ready: %v", g.endErr)
 		case <-tick.C:
 		}
 	}
 }
 
 func (g *crashing) end(signal os.Signal) {
+	g.signal(signal)
+	if <-g.ended; g.endErr != nil && signal == os.Interrupt {
+		g.t.Errorf("the gateway did not stop well: %v", g.endErr)
+	}
+}
+
+func (g *crashing) signal(signal os.Signal) {
 	if err := g.process.Process.Signal(signal); err != nil {
 		g.t.Fatal(err)
-	}
-	if err := g.process.Wait(); err != nil && signal == os.Interrupt {
-		g.t.Errorf("the gateway did not stop well: %v", err)
 	}
 }
 

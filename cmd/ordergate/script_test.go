@@ -5,7 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"net"
+	"fmt"
 	"net/http"
 	"os"
 	"regexp"
@@ -19,6 +19,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/ordergate/ordergate/client"
+	"github.com/ordergate/ordergate/internal/freeport"
 	"github.com/ordergate/ordergate/internal/natscluster"
 	"github.com/ordergate/ordergate/internal/sample"
 	"github.com/ordergate/ordergate/internal/stripehook"
@@ -60,28 +61,19 @@ type booksKey struct{}
 
 func setupScript(env *testscript.Env) error {
 	env.Values[booksKey{}] = &books{answered: map[string]bool{}, sent: map[string]bool{}}
-	for _, name := range []string{"ORDERGATE_INGRESS_ADDR", "ORDERGATE_GRPC_ADDR", "ORDERGATE_ADMIN_ADDR"} {
-		addr, err := freeAddr()
-		if err != nil {
-			return err
-		}
-		env.Setenv(name, addr)
+	ports, release, err := freeport.Reserve(3)
+	if err != nil {
+		return err
+	}
+	env.Defer(release)
+	for i, name := range []string{"ORDERGATE_INGRESS_ADDR", "ORDERGATE_GRPC_ADDR", "ORDERGATE_ADMIN_ADDR"} {
+		env.Setenv(name, fmt.Sprintf("127.0.0.1:%d", ports[i]))
 	}
 	env.Setenv("ORDERGATE_ADDR", env.Getenv("ORDERGATE_GRPC_ADDR"))
 	env.Setenv("ORDERGATE_URL", "http://"+env.Getenv("ORDERGATE_INGRESS_ADDR")+"/api/webhook")
 	env.Setenv("STRIPE_WEBHOOK_SECRET", "whsec_1234567890123456789012345678901234")
 	env.Setenv("TMPDIR", env.WorkDir)
 	return nil
-}
-
-// freeAddr finds a port that was free a moment ago.
-func freeAddr() (string, error) {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
-	}
-	defer listener.Close()
-	return listener.Addr().String(), nil
 }
 
 // poll tries until done or out of patience.

@@ -43,6 +43,7 @@ const (
 	soakDisk = 64 << 20 // and soakRate events of soakBytes for each second
 	// soakBytes is more than is stored for an event.
 	soakBytes = 24 << 10
+	soakLines = 4000 // of what the gateway said are kept, the stacks of a killed one included
 )
 
 // soakSecrets must be in no log line, metric or answer: personal data of the
@@ -136,6 +137,11 @@ func newSoak(ctx context.Context, t *testing.T) *soak {
 	}
 	s.said.secrets = append(soakSecrets[:len(soakSecrets):len(soakSecrets)], strings.TrimSpace(string(token)))
 	s.gateway.stderr = s.said
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("the gateway said:\n%s", strings.Join(s.said.newest, "\n"))
+		}
+	})
 	s.gateway.args = []string{"--log-level", "debug", "--encryption-key-file", key, "--access-file", access, "--stripe-api-key", soakAPIKey, "--stripe-api-base", stripe.URL, "--stripe-rate", "100"}
 	return s
 }
@@ -496,15 +502,16 @@ func (s *soak) lookForSecrets() {
 	}
 }
 
-// saidBuffer searches all that the gateway says, and keeps what it finds. Errors
-// go to standard error as well.
+// saidBuffer searches all that the gateway says, and keeps what it finds, and the
+// newest lines.
 type saidBuffer struct {
 	secrets []string
 
-	mu    sync.Mutex
-	rest  []byte
-	lines int
-	found []string
+	mu     sync.Mutex
+	rest   []byte
+	lines  int
+	found  []string
+	newest []string
 }
 
 func (b *saidBuffer) Write(p []byte) (int, error) {
@@ -517,6 +524,10 @@ func (b *saidBuffer) Write(p []byte) (int, error) {
 			return len(p), nil
 		}
 		b.search(string(line))
+		if len(b.newest) == soakLines {
+			b.newest = append(b.newest[:0], b.newest[soakLines/2:]...)
+		}
+		b.newest = append(b.newest, string(line))
 		b.rest = rest
 	}
 }

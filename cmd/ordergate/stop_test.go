@@ -108,18 +108,12 @@ func TestStopWhileBusy(t *testing.T) {
 	}
 }
 
-func (g *crashing) signal(signal os.Signal) {
-	if err := g.process.Process.Signal(signal); err != nil {
-		g.t.Fatal(err)
-	}
-}
-
 // wait returns how long the process takes to end, whatever it ends with.
 func (g *crashing) wait() time.Duration {
 	began := time.Now()
 	var exit *exec.ExitError
-	if err := g.process.Wait(); err != nil && !errors.As(err, &exit) {
-		g.t.Fatal(err)
+	if <-g.ended; g.endErr != nil && !errors.As(g.endErr, &exit) {
+		g.t.Fatal(g.endErr)
 	}
 	return time.Since(began)
 }

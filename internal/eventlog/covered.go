@@ -168,10 +168,12 @@ func compareStates(name string, then *streamNote, now server.StreamDetail, at ti
 	}
 	maxAge := now.Config.MaxAge
 	expired := maxAge > 0 && !then.FirstTime.Add(maxAge).After(at)
-	if state.FirstSeq > then.First && !expired {
+	_, whole := ages(Config{})[name]
+	unwritten := state.LastSeq <= then.Covered // what was written after the note may have replaced something
+	if state.FirstSeq > then.First && !expired && (whole || unwritten) {
 		problems = append(problems, fmt.Sprintf("stream %s begins at %d, and the events from %d on are not too old", name, state.FirstSeq, then.First))
 	}
-	if gone := deleted(state) - then.Deleted; gone > 0 && state.LastSeq <= then.Covered {
+	if gone := deleted(state) - then.Deleted; gone > 0 && unwritten {
 		problems = append(problems, fmt.Sprintf("stream %s has lost %d events in the middle", name, gone))
 	}
 	return problems
@@ -180,6 +182,29 @@ func compareStates(name string, then *streamNote, now server.StreamDetail, at ti
 // deleted is how many sequences between the first and the last are empty.
 func deleted(state server.StreamState) int64 {
 	return int64(state.LastSeq) - int64(max(state.FirstSeq, 1)) + 1 - int64(state.Msgs)
+}
+
+// quiet waits until the engine has done what it was asked for, and returns whether it
+// has: who asked may have been cancelled since. What was to be written may still be on
+// its way, but nothing that is only to be removed.
+func (e *engine) quiet() bool {
+	ctx, cancel := context.WithTimeout(context.Background(), requestTimeout)
+	defer cancel()
+	if e.conn.FlushWithContext(ctx) != nil {
+		return false
+	}
+	for {
+		now, err := e.server.Jsz(nil)
+		if err != nil {
+			return false
+		}
+		if now.API.Inflight == 0 {
+			return true
+		}
+		if pauseFor(ctx, quietPause) != nil {
+			return false
+		}
+	}
 }
 
 // noteStates notes what the engine has now; the caller writes it.
@@ -244,6 +269,8 @@ func (e *engine) syncWithNote() error {
 }
 
 const (
+	// quietPause is between looks at what the engine is asked for.
+	quietPause = time.Millisecond
 	// rereadPause is between looks at a block that seems to be damaged.
 	rereadPause = time.Second
 	rereads     = 3

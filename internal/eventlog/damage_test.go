@@ -334,3 +334,51 @@ func TestOpeningThatWasCutOff(t *testing.T) {
 	change(fmt.Sprintf(inboxBlock, 2), cutEven)(t, cfg.Dir)
 	expectOpening(t, cfg, log.events, inboxStream)
 }
+
+// Writes and removals that nobody waited for any more when the log was closed are
+// no damage: a stop cancels what its callers are in the middle of.
+func TestClosedInTheMiddle(t *testing.T) {
+	const keys = 2000
+	key := func(i int) string { return fmt.Sprintf("%s.%d", []string{"again", "gone"}[i%2], i) }
+	for what, begin := range map[string]func(*testing.T, *Log){
+		"writing": func(t *testing.T, l *Log) {
+			for i := range keys {
+				l.Bucket(References).Begin(key(i), []byte("cs_2"))
+			}
+		},
+		"removing": func(t *testing.T, l *Log) {
+			e, err := l.current()
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i := range keys / 2 {
+				filter := fmt.Sprintf(`{"filter":%q}`, keySubject(References, key(2*i+1)))
+				if err := e.conn.PublishRequest("$JS.API.STREAM.PURGE."+bucketStream(References), "_INBOX.nobody", []byte(filter)); err != nil {
+					t.Fatal(err)
+				}
+			}
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			cfg := testConfig(t)
+			l := openLog(t, cfg)
+			for i := range keys {
+				if err := l.Bucket(References).Put(deadline(t), key(i), []byte("cs_1")); err != nil {
+					t.Fatal(err)
+				}
+			}
+			flush(t, l)
+			begin(t, l)
+			if err := l.Close(); err != nil {
+				t.Fatal(err)
+			}
+			l = openLog(t, cfg) // or it says that it is damaged
+			for i := 0; i < keys; i += 2 {
+				if _, err := l.Bucket(References).Get(deadline(t), key(i)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			l.Close()
+		})
+	}
+}

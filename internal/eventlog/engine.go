@@ -395,7 +395,7 @@ func newMetadata() map[string]string {
 
 // close ends the engine. It may be called on one that was only half opened.
 func (e *engine) close() {
-	clean := e.dead.Err() == nil
+	clean := e.dead.Err() == nil && e.server != nil
 	e.fail(fmt.Errorf("%w: it is closed", ErrUnavailable))
 	e.background.Wait()
 	e.aheads.forget()
@@ -403,14 +403,11 @@ func (e *engine) close() {
 	e.wake()
 	e.mu.Unlock()
 	if e.conn != nil {
+		clean = clean && e.quiet()
 		e.conn.Close()
 	}
-	if e.server == nil {
-		clean = false
-	} else {
-		if clean {
-			clean = e.noteStates()
-		}
+	if e.server != nil {
+		clean = clean && e.noteStates()
 		e.server.Shutdown()
 		e.server.WaitForShutdown()
 	}

@@ -33,6 +33,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/ordergate/ordergate/internal/freeport"
 )
 
 const (
@@ -117,7 +119,7 @@ func Start(ctx context.Context, cfg Config) (*Cluster, error) {
 	}
 	// Three for each node, and for as long as the cluster lives: what else runs on
 	// this machine must not get the port of a node that is dead for a while.
-	ports, release, err := reservePorts(3 * cfg.Nodes)
+	ports, release, err := freeport.Reserve(3 * cfg.Nodes)
 	if err != nil {
 		return nil, fmt.Errorf("natscluster: %w", err)
 	}

@@ -3,7 +3,6 @@
 package natscluster
 
 import (
-	"net"
 	"os/exec"
 	"syscall"
 )
@@ -12,18 +11,4 @@ import (
 // it has it killed when this process dies, too.
 func EndWithThis(cmd *exec.Cmd) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-}
-
-// reservePorts returns ports that were free a moment ago. Nothing keeps others from
-// them: then a node ends, and says so.
-func reservePorts(n int) (ports []int, release func(), err error) {
-	for range n {
-		l, err := net.Listen("tcp", host+":0")
-		if err != nil {
-			return nil, nil, err
-		}
-		defer l.Close() // all at the end, so that no port comes twice
-		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
-	}
-	return ports, func() {}, nil
 }
