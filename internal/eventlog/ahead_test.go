@@ -50,9 +50,9 @@ func emptyTail(l *Log) {
 // others do; only some of them can be sent it ahead.
 func TestReadingOn(t *testing.T) {
 	l := openLog(t, testConfig(t))
-	want := writeMany(t, l, 3000)
+	want := writeMany(t, l, 1600)
 	var readers sync.WaitGroup
-	for reader := range 2 * maxAheads {
+	for reader := range maxAheads + 4 {
 		readers.Go(func() {
 			random := rand.New(rand.NewPCG(uint64(reader), 1))
 			readOn(t, l, want, func() int { return 2 + random.IntN(300) })

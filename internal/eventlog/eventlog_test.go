@@ -124,7 +124,7 @@ func read(t *testing.T, l *Log, after uint64, limit int) (ids []string, next uin
 func readOn(t *testing.T, l *Log, want []string, size func() int) {
 	var got []string
 	for after := uint64(0); len(got) < len(want); {
-		if err := l.AwaitOrders(t.Context(), after); err != nil {
+		if err := l.AwaitOrders(deadline(t), after); err != nil {
 			t.Error(err)
 			return
 		}
