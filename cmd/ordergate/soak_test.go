@@ -43,7 +43,7 @@ const (
 	soakDisk = 64 << 20 // and soakRate events of soakBytes for each second
 	// soakBytes is more than is stored for an event.
 	soakBytes = 24 << 10
-	soakLines = 4000 // of what the gateway said are kept, the stacks of a killed one included
+	soakLines = 1000 // of what the gateway said are kept, more or less
 )
 
 // soakSecrets must be in no log line, metric or answer: personal data of the
