@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
+	"github.com/ordergate/ordergate/internal/natscluster"
 )
 
 const (
@@ -30,9 +31,7 @@ const (
 // workers have nothing to do, and 100,000 events that wait for a worker which is
 // stuck.
 func TestMemoryOfSubscribers(t *testing.T) {
-	if testing.Short() {
-		t.Skip("it writes some 300 MB")
-	}
+	natscluster.Patiently(t)
 	g := newCrashing(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
