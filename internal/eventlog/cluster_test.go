@@ -325,10 +325,14 @@ func TestSettingsOfACluster(t *testing.T) {
 	cfg.InboxMaxAge = 35 * 24 * time.Hour
 	spoiled := inboxConfig(cfg)
 	spoiled.Metadata, spoiled.Replicas, spoiled.Discard, spoiled.DiscardNewPerSubject, spoiled.MaxAge = newMetadata(), 1, jetstream.DiscardOld, false, time.Hour
-	if _, err := js.CreateStream(deadline(t), spoiled); err != nil {
+	err := insist(deadline(t), func(ctx context.Context) error {
+		_, err := js.CreateStream(ctx, spoiled)
+		return err
+	})
+	if err != nil {
 		t.Fatal(err)
 	}
-	_, err := Open(deadline(t), cfg)
+	_, err = Open(deadline(t), cfg)
 	if !errors.Is(err, ErrSettings) {
 		t.Fatal(err)
 	}
