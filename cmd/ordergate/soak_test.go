@@ -26,6 +26,7 @@ import (
 	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
 	"github.com/ordergate/ordergate/client"
 	"github.com/ordergate/ordergate/internal/eventlog"
+	"github.com/ordergate/ordergate/internal/logtest"
 	"github.com/ordergate/ordergate/internal/natscluster"
 	"github.com/ordergate/ordergate/internal/sample"
 	"github.com/ordergate/ordergate/internal/stripehook"
@@ -43,7 +44,7 @@ const (
 	soakDisk = 64 << 20 // and soakRate events of soakBytes for each second
 	// soakBytes is more than is stored for an event.
 	soakBytes = 24 << 10
-	soakLines = 1000 // of what the gateway said are kept, more or less
+	soakSaid  = 256 << 10 // of what the gateway said is shown, if the test fails
 )
 
 // soakSecrets must be in no log line, metric or answer: personal data of the
@@ -136,10 +137,11 @@ func newSoak(ctx context.Context, t *testing.T) *soak {
 		t.Fatal(err)
 	}
 	s.said.secrets = append(soakSecrets[:len(soakSecrets):len(soakSecrets)], strings.TrimSpace(string(token)))
-	s.gateway.stderr = s.said
+	newest := &logtest.Tail{Bytes: soakSaid}
+	s.gateway.stderr = io.MultiWriter(s.said, newest)
 	t.Cleanup(func() {
 		if t.Failed() {
-			t.Logf("the gateway said:\n%s", strings.Join(s.said.newest, "\n"))
+			t.Logf("the gateway said:\n%s", newest.Lines())
 		}
 	})
 	s.gateway.args = []string{"--log-level", "debug", "--encryption-key-file", key, "--access-file", access, "--stripe-api-key", soakAPIKey, "--stripe-api-base", stripe.URL, "--stripe-rate", "100"}
@@ -502,16 +504,14 @@ func (s *soak) lookForSecrets() {
 	}
 }
 
-// saidBuffer searches all that the gateway says, and keeps what it finds, and the
-// newest lines.
+// saidBuffer searches all that the gateway says, and keeps what it finds.
 type saidBuffer struct {
 	secrets []string
 
-	mu     sync.Mutex
-	rest   []byte
-	lines  int
-	found  []string
-	newest []string
+	mu    sync.Mutex
+	rest  []byte
+	lines int
+	found []string
 }
 
 func (b *saidBuffer) Write(p []byte) (int, error) {
@@ -524,10 +524,6 @@ func (b *saidBuffer) Write(p []byte) (int, error) {
 			return len(p), nil
 		}
 		b.search(string(line))
-		if len(b.newest) == soakLines {
-			b.newest = append(b.newest[:0], b.newest[soakLines/2:]...)
-		}
-		b.newest = append(b.newest, string(line))
 		b.rest = rest
 	}
 }

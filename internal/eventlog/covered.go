@@ -20,6 +20,12 @@ func ages(cfg Config) map[string]time.Duration {
 	return map[string]time.Duration{inboxStream: cfg.InboxMaxAge, ordersStream: cfg.OrdersMaxAge}
 }
 
+// whole reports whether a stream is one of them.
+func whole(name string) bool {
+	_, is := ages(Config{})[name]
+	return is
+}
+
 // openNote reads the note, and notes that an opening has begun: from then on the
 // engine may write. It is to be flushed before the engine makes any file.
 //
@@ -168,9 +174,8 @@ func compareStates(name string, then *streamNote, now server.StreamDetail, at ti
 	}
 	maxAge := now.Config.MaxAge
 	expired := maxAge > 0 && !then.FirstTime.Add(maxAge).After(at)
-	_, whole := ages(Config{})[name]
 	unwritten := state.LastSeq <= then.Covered // what was written after the note may have replaced something
-	if state.FirstSeq > then.First && !expired && (whole || unwritten) {
+	if state.FirstSeq > then.First && !expired && (whole(name) || unwritten) {
 		problems = append(problems, fmt.Sprintf("stream %s begins at %d, and the events from %d on are not too old", name, state.FirstSeq, then.First))
 	}
 	if gone := deleted(state) - then.Deleted; gone > 0 && unwritten {
@@ -224,7 +229,7 @@ func (e *engine) noteStates() bool {
 		if state.Msgs == 0 {
 			s.FirstTime = time.Now().UTC()
 		}
-		if _, whole := ages(Config{})[name]; whole {
+		if whole(name) {
 			s.Missing = missingBlocks(files)
 		}
 		streams[name] = s

@@ -15,7 +15,6 @@ func Reserve(n int) (ports []int, release func(), err error) {
 		for _, s := range sockets {
 			syscall.Close(s)
 		}
-		sockets = nil
 	}
 	for range n {
 		s, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)

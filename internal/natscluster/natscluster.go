@@ -35,6 +35,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/ordergate/ordergate/internal/freeport"
+	"github.com/ordergate/ordergate/internal/logtest"
 )
 
 const (
@@ -67,7 +68,7 @@ type Cluster struct {
 
 type node struct {
 	config nodeConfig
-	log    tail
+	log    logtest.Tail
 
 	mu      sync.Mutex
 	process *os.Process   // the newest
@@ -102,7 +103,7 @@ func New(t testing.TB, nodes int) *Cluster {
 			return
 		}
 		for _, n := range c.nodes {
-			t.Logf("the last log lines of %s:\n%s", n.config.Name, n.log.lines())
+			t.Logf("the last log lines of %s:\n%s", n.config.Name, n.log.Lines())
 		}
 	})
 	return c
@@ -126,7 +127,7 @@ func Start(ctx context.Context, cfg Config) (*Cluster, error) {
 	c := &Cluster{released: sync.OnceFunc(release)}
 	for i := range cfg.Nodes {
 		name := fmt.Sprintf("n%d", i+1)
-		c.nodes = append(c.nodes, &node{config: nodeConfig{
+		c.nodes = append(c.nodes, &node{log: logtest.Tail{Bytes: logBytes}, config: nodeConfig{
 			Name: name, Dir: filepath.Join(cfg.Dir, name), SyncAlways: cfg.SyncAlways,
 			Port: ports[3*i], RoutePort: ports[3*i+1], MonitorPort: ports[3*i+2],
 		}})
@@ -357,7 +358,7 @@ func (c *Cluster) AwaitCurrent(ctx context.Context) error {
 			running := n.running()
 			n.mu.Unlock()
 			if !running {
-				return fmt.Errorf("natscluster: %s is not running; its last log lines:\n%s", n.config.Name, n.log.lines())
+				return fmt.Errorf("natscluster: %s is not running; its last log lines:\n%s", n.config.Name, n.log.Lines())
 			}
 		}
 		err := c.current(ctx, goals)
@@ -501,32 +502,4 @@ func (n *node) ask(ctx context.Context, path string, answer any) error {
 		return fmt.Errorf("%s: %s: %w", n.config.Name, path, err)
 	}
 	return nil
-}
-
-// tail keeps the end of what is written to it, for several goroutines.
-type tail struct {
-	mu sync.Mutex
-	b  []byte
-}
-
-func (t *tail) Write(p []byte) (int, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.b = append(t.b, p...)
-	if len(t.b) > 2*logBytes {
-		t.b = append([]byte(nil), t.b[len(t.b)-logBytes:]...)
-	}
-	return len(p), nil
-}
-
-// lines returns whole lines.
-func (t *tail) lines() string {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	s := string(t.b)
-	if len(s) > logBytes {
-		s = s[len(s)-logBytes:]
-		_, s, _ = strings.Cut(s, "\n")
-	}
-	return s
 }

@@ -142,17 +142,6 @@ func TestNumbers(t *testing.T) {
 	}
 }
 
-func TestTail(t *testing.T) {
-	var log tail
-	for i := range 10_000 {
-		fmt.Fprintf(&log, "line %d\n", i)
-	}
-	lines := log.lines()
-	if len(lines) > logBytes || len(lines) < logBytes/2 || !strings.HasPrefix(lines, "line ") || !strings.HasSuffix(lines, "line 9999\n") {
-		t.Errorf("%d bytes: %.20q", len(lines), lines)
-	}
-}
-
 func createStream(ctx context.Context, t *testing.T, js jetstream.JetStream) jetstream.Stream {
 	t.Helper()
 	for {
