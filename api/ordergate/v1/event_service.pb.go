@@ -31,20 +31,27 @@ type EventOutcome int32
 const (
 	// Not set; never sent.
 	EventOutcome_EVENT_OUTCOME_UNSPECIFIED EventOutcome = 0
-	// Its order knows what it says: an order event was made of it, or it told
-	// nothing new.
+	// An order event was made of it, or includes it (OrderEvent.included_event_ids).
 	EventOutcome_EVENT_OUTCOME_CONVERTED EventOutcome = 1
-	// It is not about an order.
+	// It is not about an order, or an operator dismissed it; `detail` has the reason.
 	EventOutcome_EVENT_OUTCOME_IGNORED EventOutcome = 2
-	// Its order is not known. It is parked, and applied when its order appears.
+	// Its order is not known, Stripe could not name it, and nothing will be done until the order
+	// appears or an operator acts. It is parked, and applied when its order appears.
 	EventOutcome_EVENT_OUTCOME_UNMATCHED EventOutcome = 3
-	// It could not be converted. It is parked until it is reprocessed.
+	// It could not be converted; `detail` has the reason. It is parked until it is reprocessed or
+	// dismissed.
 	EventOutcome_EVENT_OUTCOME_FAILED EventOutcome = 4
 	// It has not been dealt with yet.
 	EventOutcome_EVENT_OUTCOME_PENDING EventOutcome = 5
 	// It was erased (OrderService.EraseOrders): what is left of its body is the
 	// envelope.
 	EventOutcome_EVENT_OUTCOME_ERASED EventOutcome = 6
+	// Its order had all of its content already.
+	EventOutcome_EVENT_OUTCOME_UNCHANGED EventOutcome = 7
+	// Its order is not known yet. It becomes part of the first revision of that order, and waits for
+	// as long as raw events are kept. With an API key, Stripe is asked for the order after 30 s.
+	// Nothing is amiss.
+	EventOutcome_EVENT_OUTCOME_WAITING EventOutcome = 8
 )
 
 // Enum value maps for EventOutcome.
@@ -57,6 +64,8 @@ var (
 		4: "EVENT_OUTCOME_FAILED",
 		5: "EVENT_OUTCOME_PENDING",
 		6: "EVENT_OUTCOME_ERASED",
+		7: "EVENT_OUTCOME_UNCHANGED",
+		8: "EVENT_OUTCOME_WAITING",
 	}
 	EventOutcome_value = map[string]int32{
 		"EVENT_OUTCOME_UNSPECIFIED": 0,
@@ -66,6 +75,8 @@ var (
 		"EVENT_OUTCOME_FAILED":      4,
 		"EVENT_OUTCOME_PENDING":     5,
 		"EVENT_OUTCOME_ERASED":      6,
+		"EVENT_OUTCOME_UNCHANGED":   7,
+		"EVENT_OUTCOME_WAITING":     8,
 	}
 )
 
@@ -129,8 +140,7 @@ type StripeEvent struct {
 	ReceivedBy string `protobuf:"bytes,9,opt,name=received_by,json=receivedBy,proto3" json:"received_by,omitempty"`
 	// What became of the event.
 	Outcome EventOutcome `protobuf:"varint,10,opt,name=outcome,proto3,enum=ordergate.v1.EventOutcome" json:"outcome,omitempty"`
-	// Why the event is UNMATCHED or FAILED, or what is wrong with one that is
-	// PENDING. Empty otherwise.
+	// The reason for the outcome. Empty for CONVERTED, UNCHANGED and ERASED.
 	Detail        string `protobuf:"bytes,11,opt,name=detail,proto3" json:"detail,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -985,6 +995,107 @@ func (x *BackfillResponse) GetDone() bool {
 	return false
 }
 
+// DismissEventsRequest names parked events that need nothing more.
+type DismissEventsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The ids of the events (`evt_…`): 1 to 100.
+	EventIds []string `protobuf:"bytes,1,rep,name=event_ids,json=eventIds,proto3" json:"event_ids,omitempty"`
+	// The reason, for people: 1 to 500 characters. Required.
+	Reason        string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DismissEventsRequest) Reset() {
+	*x = DismissEventsRequest{}
+	mi := &file_ordergate_v1_event_service_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DismissEventsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DismissEventsRequest) ProtoMessage() {}
+
+func (x *DismissEventsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_ordergate_v1_event_service_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DismissEventsRequest.ProtoReflect.Descriptor instead.
+func (*DismissEventsRequest) Descriptor() ([]byte, []int) {
+	return file_ordergate_v1_event_service_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *DismissEventsRequest) GetEventIds() []string {
+	if x != nil {
+		return x.EventIds
+	}
+	return nil
+}
+
+func (x *DismissEventsRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// DismissEventsResponse holds the dismissed events.
+type DismissEventsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The events with their new outcome, in the order of the request.
+	Events        []*StripeEvent `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DismissEventsResponse) Reset() {
+	*x = DismissEventsResponse{}
+	mi := &file_ordergate_v1_event_service_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DismissEventsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DismissEventsResponse) ProtoMessage() {}
+
+func (x *DismissEventsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_ordergate_v1_event_service_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DismissEventsResponse.ProtoReflect.Descriptor instead.
+func (*DismissEventsResponse) Descriptor() ([]byte, []int) {
+	return file_ordergate_v1_event_service_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *DismissEventsResponse) GetEvents() []*StripeEvent {
+	if x != nil {
+		return x.Events
+	}
+	return nil
+}
+
 var File_ordergate_v1_event_service_proto protoreflect.FileDescriptor
 
 const file_ordergate_v1_event_service_proto_rawDesc = "" +
@@ -1057,7 +1168,12 @@ const file_ordergate_v1_event_service_proto_rawDesc = "" +
 	"\x06listed\x18\x04 \x01(\x03R\x06listed\x12\x18\n" +
 	"\amissing\x18\x05 \x01(\x03R\amissing\x12\x1c\n" +
 	"\trecovered\x18\x06 \x01(\x03R\trecovered\x12\x12\n" +
-	"\x04done\x18\a \x01(\bR\x04done*\xd1\x01\n" +
+	"\x04done\x18\a \x01(\bR\x04done\"K\n" +
+	"\x14DismissEventsRequest\x12\x1b\n" +
+	"\tevent_ids\x18\x01 \x03(\tR\beventIds\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"J\n" +
+	"\x15DismissEventsResponse\x121\n" +
+	"\x06events\x18\x01 \x03(\v2\x19.ordergate.v1.StripeEventR\x06events*\x89\x02\n" +
 	"\fEventOutcome\x12\x1d\n" +
 	"\x19EVENT_OUTCOME_UNSPECIFIED\x10\x00\x12\x1b\n" +
 	"\x17EVENT_OUTCOME_CONVERTED\x10\x01\x12\x19\n" +
@@ -1065,13 +1181,16 @@ const file_ordergate_v1_event_service_proto_rawDesc = "" +
 	"\x17EVENT_OUTCOME_UNMATCHED\x10\x03\x12\x18\n" +
 	"\x14EVENT_OUTCOME_FAILED\x10\x04\x12\x19\n" +
 	"\x15EVENT_OUTCOME_PENDING\x10\x05\x12\x18\n" +
-	"\x14EVENT_OUTCOME_ERASED\x10\x062\xd9\x02\n" +
+	"\x14EVENT_OUTCOME_ERASED\x10\x06\x12\x1b\n" +
+	"\x17EVENT_OUTCOME_UNCHANGED\x10\a\x12\x19\n" +
+	"\x15EVENT_OUTCOME_WAITING\x10\b2\xb3\x03\n" +
 	"\fEventService\x12O\n" +
 	"\n" +
 	"ListEvents\x12\x1f.ordergate.v1.ListEventsRequest\x1a .ordergate.v1.ListEventsResponse\x12I\n" +
 	"\bGetEvent\x12\x1d.ordergate.v1.GetEventRequest\x1a\x1e.ordergate.v1.GetEventResponse\x12`\n" +
 	"\x0fReprocessEvents\x12$.ordergate.v1.ReprocessEventsRequest\x1a%.ordergate.v1.ReprocessEventsResponse0\x01\x12K\n" +
-	"\bBackfill\x12\x1d.ordergate.v1.BackfillRequest\x1a\x1e.ordergate.v1.BackfillResponse0\x01B=Z;github.com/ordergate/ordergate/api/ordergate/v1;ordergatev1b\x06proto3"
+	"\bBackfill\x12\x1d.ordergate.v1.BackfillRequest\x1a\x1e.ordergate.v1.BackfillResponse0\x01\x12X\n" +
+	"\rDismissEvents\x12\".ordergate.v1.DismissEventsRequest\x1a#.ordergate.v1.DismissEventsResponseB=Z;github.com/ordergate/ordergate/api/ordergate/v1;ordergatev1b\x06proto3"
 
 var (
 	file_ordergate_v1_event_service_proto_rawDescOnce sync.Once
@@ -1086,7 +1205,7 @@ func file_ordergate_v1_event_service_proto_rawDescGZIP() []byte {
 }
 
 var file_ordergate_v1_event_service_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_ordergate_v1_event_service_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_ordergate_v1_event_service_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_ordergate_v1_event_service_proto_goTypes = []any{
 	(EventOutcome)(0),               // 0: ordergate.v1.EventOutcome
 	(*StripeEvent)(nil),             // 1: ordergate.v1.StripeEvent
@@ -1100,40 +1219,45 @@ var file_ordergate_v1_event_service_proto_goTypes = []any{
 	(*ReprocessedEvent)(nil),        // 9: ordergate.v1.ReprocessedEvent
 	(*BackfillRequest)(nil),         // 10: ordergate.v1.BackfillRequest
 	(*BackfillResponse)(nil),        // 11: ordergate.v1.BackfillResponse
-	(*timestamppb.Timestamp)(nil),   // 12: google.protobuf.Timestamp
-	(*Order)(nil),                   // 13: ordergate.v1.Order
+	(*DismissEventsRequest)(nil),    // 12: ordergate.v1.DismissEventsRequest
+	(*DismissEventsResponse)(nil),   // 13: ordergate.v1.DismissEventsResponse
+	(*timestamppb.Timestamp)(nil),   // 14: google.protobuf.Timestamp
+	(*Order)(nil),                   // 15: ordergate.v1.Order
 }
 var file_ordergate_v1_event_service_proto_depIdxs = []int32{
-	12, // 0: ordergate.v1.StripeEvent.store_time:type_name -> google.protobuf.Timestamp
+	14, // 0: ordergate.v1.StripeEvent.store_time:type_name -> google.protobuf.Timestamp
 	0,  // 1: ordergate.v1.StripeEvent.outcome:type_name -> ordergate.v1.EventOutcome
 	0,  // 2: ordergate.v1.EventFilter.outcomes:type_name -> ordergate.v1.EventOutcome
-	12, // 3: ordergate.v1.EventFilter.start_time:type_name -> google.protobuf.Timestamp
-	12, // 4: ordergate.v1.EventFilter.end_time:type_name -> google.protobuf.Timestamp
+	14, // 3: ordergate.v1.EventFilter.start_time:type_name -> google.protobuf.Timestamp
+	14, // 4: ordergate.v1.EventFilter.end_time:type_name -> google.protobuf.Timestamp
 	2,  // 5: ordergate.v1.ListEventsRequest.filter:type_name -> ordergate.v1.EventFilter
 	1,  // 6: ordergate.v1.ListEventsResponse.events:type_name -> ordergate.v1.StripeEvent
 	1,  // 7: ordergate.v1.GetEventResponse.event:type_name -> ordergate.v1.StripeEvent
-	12, // 8: ordergate.v1.ReprocessEventsRequest.start_time:type_name -> google.protobuf.Timestamp
-	12, // 9: ordergate.v1.ReprocessEventsRequest.end_time:type_name -> google.protobuf.Timestamp
+	14, // 8: ordergate.v1.ReprocessEventsRequest.start_time:type_name -> google.protobuf.Timestamp
+	14, // 9: ordergate.v1.ReprocessEventsRequest.end_time:type_name -> google.protobuf.Timestamp
 	9,  // 10: ordergate.v1.ReprocessEventsResponse.event:type_name -> ordergate.v1.ReprocessedEvent
 	1,  // 11: ordergate.v1.ReprocessedEvent.event:type_name -> ordergate.v1.StripeEvent
-	13, // 12: ordergate.v1.ReprocessedEvent.order:type_name -> ordergate.v1.Order
-	12, // 13: ordergate.v1.BackfillRequest.since:type_name -> google.protobuf.Timestamp
-	12, // 14: ordergate.v1.BackfillResponse.since:type_name -> google.protobuf.Timestamp
-	12, // 15: ordergate.v1.BackfillResponse.until:type_name -> google.protobuf.Timestamp
-	12, // 16: ordergate.v1.BackfillResponse.reached:type_name -> google.protobuf.Timestamp
-	3,  // 17: ordergate.v1.EventService.ListEvents:input_type -> ordergate.v1.ListEventsRequest
-	5,  // 18: ordergate.v1.EventService.GetEvent:input_type -> ordergate.v1.GetEventRequest
-	7,  // 19: ordergate.v1.EventService.ReprocessEvents:input_type -> ordergate.v1.ReprocessEventsRequest
-	10, // 20: ordergate.v1.EventService.Backfill:input_type -> ordergate.v1.BackfillRequest
-	4,  // 21: ordergate.v1.EventService.ListEvents:output_type -> ordergate.v1.ListEventsResponse
-	6,  // 22: ordergate.v1.EventService.GetEvent:output_type -> ordergate.v1.GetEventResponse
-	8,  // 23: ordergate.v1.EventService.ReprocessEvents:output_type -> ordergate.v1.ReprocessEventsResponse
-	11, // 24: ordergate.v1.EventService.Backfill:output_type -> ordergate.v1.BackfillResponse
-	21, // [21:25] is the sub-list for method output_type
-	17, // [17:21] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	15, // 12: ordergate.v1.ReprocessedEvent.order:type_name -> ordergate.v1.Order
+	14, // 13: ordergate.v1.BackfillRequest.since:type_name -> google.protobuf.Timestamp
+	14, // 14: ordergate.v1.BackfillResponse.since:type_name -> google.protobuf.Timestamp
+	14, // 15: ordergate.v1.BackfillResponse.until:type_name -> google.protobuf.Timestamp
+	14, // 16: ordergate.v1.BackfillResponse.reached:type_name -> google.protobuf.Timestamp
+	1,  // 17: ordergate.v1.DismissEventsResponse.events:type_name -> ordergate.v1.StripeEvent
+	3,  // 18: ordergate.v1.EventService.ListEvents:input_type -> ordergate.v1.ListEventsRequest
+	5,  // 19: ordergate.v1.EventService.GetEvent:input_type -> ordergate.v1.GetEventRequest
+	7,  // 20: ordergate.v1.EventService.ReprocessEvents:input_type -> ordergate.v1.ReprocessEventsRequest
+	10, // 21: ordergate.v1.EventService.Backfill:input_type -> ordergate.v1.BackfillRequest
+	12, // 22: ordergate.v1.EventService.DismissEvents:input_type -> ordergate.v1.DismissEventsRequest
+	4,  // 23: ordergate.v1.EventService.ListEvents:output_type -> ordergate.v1.ListEventsResponse
+	6,  // 24: ordergate.v1.EventService.GetEvent:output_type -> ordergate.v1.GetEventResponse
+	8,  // 25: ordergate.v1.EventService.ReprocessEvents:output_type -> ordergate.v1.ReprocessEventsResponse
+	11, // 26: ordergate.v1.EventService.Backfill:output_type -> ordergate.v1.BackfillResponse
+	13, // 27: ordergate.v1.EventService.DismissEvents:output_type -> ordergate.v1.DismissEventsResponse
+	23, // [23:28] is the sub-list for method output_type
+	18, // [18:23] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_ordergate_v1_event_service_proto_init() }
@@ -1153,7 +1277,7 @@ func file_ordergate_v1_event_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_ordergate_v1_event_service_proto_rawDesc), len(file_ordergate_v1_event_service_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   11,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

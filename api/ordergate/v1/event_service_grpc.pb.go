@@ -26,6 +26,7 @@ const (
 	EventService_GetEvent_FullMethodName        = "/ordergate.v1.EventService/GetEvent"
 	EventService_ReprocessEvents_FullMethodName = "/ordergate.v1.EventService/ReprocessEvents"
 	EventService_Backfill_FullMethodName        = "/ordergate.v1.EventService/Backfill"
+	EventService_DismissEvents_FullMethodName   = "/ordergate.v1.EventService/DismissEvents"
 )
 
 // EventServiceClient is the client API for EventService service.
@@ -38,7 +39,7 @@ const (
 //
 // Every error carries a google.rpc.ErrorInfo of the domain `ordergate`; its
 // reasons are UNAUTHENTICATED, PERMISSION_DENIED, INVALID_REQUEST,
-// EVENT_NOT_FOUND, PAGE_TOKEN_INVALID,
+// EVENT_NOT_FOUND, EVENT_NOT_PARKED, PAGE_TOKEN_INVALID,
 // API_KEY_MISSING, API_KEY_REFUSED, BACKFILL_RUNNING, STRIPE_UNAVAILABLE,
 // LOG_UNAVAILABLE, LOG_FULL, SHUTTING_DOWN and INTERNAL.
 type EventServiceClient interface {
@@ -73,6 +74,13 @@ type EventServiceClient interface {
 	// ABORTED (BACKFILL_RUNNING) while another one runs; UNAVAILABLE
 	// (STRIPE_UNAVAILABLE) when Stripe does not answer.
 	Backfill(ctx context.Context, in *BackfillRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[BackfillResponse], error)
+	// DismissEvents ends parked events for good: their outcome becomes IGNORED with the given reason,
+	// and they are not applied when their order appears. Use it for events that concern no order.
+	// ReprocessEvents still takes them.
+	//
+	// NOT_FOUND (EVENT_NOT_FOUND) if an event does not exist, and FAILED_PRECONDITION
+	// (EVENT_NOT_PARKED) if one is not parked; no event is dismissed then.
+	DismissEvents(ctx context.Context, in *DismissEventsRequest, opts ...grpc.CallOption) (*DismissEventsResponse, error)
 }
 
 type eventServiceClient struct {
@@ -141,6 +149,16 @@ func (c *eventServiceClient) Backfill(ctx context.Context, in *BackfillRequest, 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type EventService_BackfillClient = grpc.ServerStreamingClient[BackfillResponse]
 
+func (c *eventServiceClient) DismissEvents(ctx context.Context, in *DismissEventsRequest, opts ...grpc.CallOption) (*DismissEventsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DismissEventsResponse)
+	err := c.cc.Invoke(ctx, EventService_DismissEvents_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // EventServiceServer is the server API for EventService service.
 // All implementations must embed UnimplementedEventServiceServer
 // for forward compatibility.
@@ -151,7 +169,7 @@ type EventService_BackfillClient = grpc.ServerStreamingClient[BackfillResponse]
 //
 // Every error carries a google.rpc.ErrorInfo of the domain `ordergate`; its
 // reasons are UNAUTHENTICATED, PERMISSION_DENIED, INVALID_REQUEST,
-// EVENT_NOT_FOUND, PAGE_TOKEN_INVALID,
+// EVENT_NOT_FOUND, EVENT_NOT_PARKED, PAGE_TOKEN_INVALID,
 // API_KEY_MISSING, API_KEY_REFUSED, BACKFILL_RUNNING, STRIPE_UNAVAILABLE,
 // LOG_UNAVAILABLE, LOG_FULL, SHUTTING_DOWN and INTERNAL.
 type EventServiceServer interface {
@@ -186,6 +204,13 @@ type EventServiceServer interface {
 	// ABORTED (BACKFILL_RUNNING) while another one runs; UNAVAILABLE
 	// (STRIPE_UNAVAILABLE) when Stripe does not answer.
 	Backfill(*BackfillRequest, grpc.ServerStreamingServer[BackfillResponse]) error
+	// DismissEvents ends parked events for good: their outcome becomes IGNORED with the given reason,
+	// and they are not applied when their order appears. Use it for events that concern no order.
+	// ReprocessEvents still takes them.
+	//
+	// NOT_FOUND (EVENT_NOT_FOUND) if an event does not exist, and FAILED_PRECONDITION
+	// (EVENT_NOT_PARKED) if one is not parked; no event is dismissed then.
+	DismissEvents(context.Context, *DismissEventsRequest) (*DismissEventsResponse, error)
 	mustEmbedUnimplementedEventServiceServer()
 }
 
@@ -207,6 +232,9 @@ func (UnimplementedEventServiceServer) ReprocessEvents(*ReprocessEventsRequest, 
 }
 func (UnimplementedEventServiceServer) Backfill(*BackfillRequest, grpc.ServerStreamingServer[BackfillResponse]) error {
 	return status.Error(codes.Unimplemented, "method Backfill not implemented")
+}
+func (UnimplementedEventServiceServer) DismissEvents(context.Context, *DismissEventsRequest) (*DismissEventsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DismissEvents not implemented")
 }
 func (UnimplementedEventServiceServer) mustEmbedUnimplementedEventServiceServer() {}
 func (UnimplementedEventServiceServer) testEmbeddedByValue()                      {}
@@ -287,6 +315,24 @@ func _EventService_Backfill_Handler(srv interface{}, stream grpc.ServerStream) e
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type EventService_BackfillServer = grpc.ServerStreamingServer[BackfillResponse]
 
+func _EventService_DismissEvents_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DismissEventsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(EventServiceServer).DismissEvents(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: EventService_DismissEvents_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(EventServiceServer).DismissEvents(ctx, req.(*DismissEventsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // EventService_ServiceDesc is the grpc.ServiceDesc for EventService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -301,6 +347,10 @@ var EventService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "GetEvent",
 			Handler:    _EventService_GetEvent_Handler,
+		},
+		{
+			MethodName: "DismissEvents",
+			Handler:    _EventService_DismissEvents_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

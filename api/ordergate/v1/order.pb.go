@@ -24,6 +24,61 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// OmittedContent is the part of an order that was left out to keep it below the largest order that
+// can be stored and sent (the gateway's --max-body-bytes plus 1 MiB, at most 3.5 MiB).
+type OmittedContent int32
+
+const (
+	// Nothing was left out.
+	OmittedContent_OMITTED_CONTENT_UNSPECIFIED OmittedContent = 0
+	// The metadata of the line items, and of their prices and products, with the products'
+	// descriptions and pictures. Read them from Stripe by `price` and `product.id`.
+	OmittedContent_OMITTED_CONTENT_ITEM_DETAILS OmittedContent = 1
+	// All line items. The order is held (HOLD_REASON_TOO_LARGE).
+	OmittedContent_OMITTED_CONTENT_LINE_ITEMS OmittedContent = 2
+)
+
+// Enum value maps for OmittedContent.
+var (
+	OmittedContent_name = map[int32]string{
+		0: "OMITTED_CONTENT_UNSPECIFIED",
+		1: "OMITTED_CONTENT_ITEM_DETAILS",
+		2: "OMITTED_CONTENT_LINE_ITEMS",
+	}
+	OmittedContent_value = map[string]int32{
+		"OMITTED_CONTENT_UNSPECIFIED":  0,
+		"OMITTED_CONTENT_ITEM_DETAILS": 1,
+		"OMITTED_CONTENT_LINE_ITEMS":   2,
+	}
+)
+
+func (x OmittedContent) Enum() *OmittedContent {
+	p := new(OmittedContent)
+	*p = x
+	return p
+}
+
+func (x OmittedContent) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (OmittedContent) Descriptor() protoreflect.EnumDescriptor {
+	return file_ordergate_v1_order_proto_enumTypes[0].Descriptor()
+}
+
+func (OmittedContent) Type() protoreflect.EnumType {
+	return &file_ordergate_v1_order_proto_enumTypes[0]
+}
+
+func (x OmittedContent) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use OmittedContent.Descriptor instead.
+func (OmittedContent) EnumDescriptor() ([]byte, []int) {
+	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{0}
+}
+
 // OrderSource is the kind of Stripe object a sale came from.
 type OrderSource int32
 
@@ -65,11 +120,11 @@ func (x OrderSource) String() string {
 }
 
 func (OrderSource) Descriptor() protoreflect.EnumDescriptor {
-	return file_ordergate_v1_order_proto_enumTypes[0].Descriptor()
+	return file_ordergate_v1_order_proto_enumTypes[1].Descriptor()
 }
 
 func (OrderSource) Type() protoreflect.EnumType {
-	return &file_ordergate_v1_order_proto_enumTypes[0]
+	return &file_ordergate_v1_order_proto_enumTypes[1]
 }
 
 func (x OrderSource) Number() protoreflect.EnumNumber {
@@ -78,7 +133,7 @@ func (x OrderSource) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use OrderSource.Descriptor instead.
 func (OrderSource) EnumDescriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{0}
+	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{1}
 }
 
 // OrderStatus says where an order stands with regard to the buyer's money.
@@ -138,11 +193,11 @@ func (x OrderStatus) String() string {
 }
 
 func (OrderStatus) Descriptor() protoreflect.EnumDescriptor {
-	return file_ordergate_v1_order_proto_enumTypes[1].Descriptor()
+	return file_ordergate_v1_order_proto_enumTypes[2].Descriptor()
 }
 
 func (OrderStatus) Type() protoreflect.EnumType {
-	return &file_ordergate_v1_order_proto_enumTypes[1]
+	return &file_ordergate_v1_order_proto_enumTypes[2]
 }
 
 func (x OrderStatus) Number() protoreflect.EnumNumber {
@@ -151,7 +206,7 @@ func (x OrderStatus) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use OrderStatus.Descriptor instead.
 func (OrderStatus) EnumDescriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{1}
+	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{2}
 }
 
 // Directive is what shipping is to do with an order.
@@ -199,11 +254,11 @@ func (x Directive) String() string {
 }
 
 func (Directive) Descriptor() protoreflect.EnumDescriptor {
-	return file_ordergate_v1_order_proto_enumTypes[2].Descriptor()
+	return file_ordergate_v1_order_proto_enumTypes[3].Descriptor()
 }
 
 func (Directive) Type() protoreflect.EnumType {
-	return &file_ordergate_v1_order_proto_enumTypes[2]
+	return &file_ordergate_v1_order_proto_enumTypes[3]
 }
 
 func (x Directive) Number() protoreflect.EnumNumber {
@@ -212,7 +267,7 @@ func (x Directive) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Directive.Descriptor instead.
 func (Directive) EnumDescriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{2}
+	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{3}
 }
 
 // WaitReason is what an order waits for.
@@ -226,6 +281,9 @@ const (
 	// The line items have not been read from Stripe yet; an UPDATED event
 	// follows when they have.
 	WaitReason_WAIT_REASON_LINE_ITEMS_PENDING WaitReason = 2
+	// The order was paid less than the gateway's --ship-delay ago; `settle_time` is the end of the
+	// wait. An UPDATED event follows then.
+	WaitReason_WAIT_REASON_SETTLING WaitReason = 4
 )
 
 // Enum value maps for WaitReason.
@@ -234,11 +292,13 @@ var (
 		0: "WAIT_REASON_UNSPECIFIED",
 		1: "WAIT_REASON_AWAITING_PAYMENT",
 		2: "WAIT_REASON_LINE_ITEMS_PENDING",
+		4: "WAIT_REASON_SETTLING",
 	}
 	WaitReason_value = map[string]int32{
 		"WAIT_REASON_UNSPECIFIED":        0,
 		"WAIT_REASON_AWAITING_PAYMENT":   1,
 		"WAIT_REASON_LINE_ITEMS_PENDING": 2,
+		"WAIT_REASON_SETTLING":           4,
 	}
 )
 
@@ -253,11 +313,11 @@ func (x WaitReason) String() string {
 }
 
 func (WaitReason) Descriptor() protoreflect.EnumDescriptor {
-	return file_ordergate_v1_order_proto_enumTypes[3].Descriptor()
+	return file_ordergate_v1_order_proto_enumTypes[4].Descriptor()
 }
 
 func (WaitReason) Type() protoreflect.EnumType {
-	return &file_ordergate_v1_order_proto_enumTypes[3]
+	return &file_ordergate_v1_order_proto_enumTypes[4]
 }
 
 func (x WaitReason) Number() protoreflect.EnumNumber {
@@ -266,7 +326,7 @@ func (x WaitReason) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use WaitReason.Descriptor instead.
 func (WaitReason) EnumDescriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{3}
+	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{4}
 }
 
 // HoldReason is why an order is held.
@@ -292,19 +352,22 @@ const (
 	// a refund of the whole order failed or was cancelled, or one is in another
 	// currency than the order and nothing says whether it is the whole.
 	HoldReason_HOLD_REASON_REFUND_UNCLEAR HoldReason = 7
+	// The order is too large to be stored with its line items. Read them at Stripe.
+	HoldReason_HOLD_REASON_TOO_LARGE HoldReason = 24
 )
 
 // Enum value maps for HoldReason.
 var (
 	HoldReason_name = map[int32]string{
-		0: "HOLD_REASON_UNSPECIFIED",
-		1: "HOLD_REASON_DISPUTED",
-		2: "HOLD_REASON_IN_REVIEW",
-		3: "HOLD_REASON_FRAUD_WARNING",
-		4: "HOLD_REASON_RECOVERED",
-		5: "HOLD_REASON_ADDRESS_UNREADABLE",
-		6: "HOLD_REASON_OPERATOR",
-		7: "HOLD_REASON_REFUND_UNCLEAR",
+		0:  "HOLD_REASON_UNSPECIFIED",
+		1:  "HOLD_REASON_DISPUTED",
+		2:  "HOLD_REASON_IN_REVIEW",
+		3:  "HOLD_REASON_FRAUD_WARNING",
+		4:  "HOLD_REASON_RECOVERED",
+		5:  "HOLD_REASON_ADDRESS_UNREADABLE",
+		6:  "HOLD_REASON_OPERATOR",
+		7:  "HOLD_REASON_REFUND_UNCLEAR",
+		24: "HOLD_REASON_TOO_LARGE",
 	}
 	HoldReason_value = map[string]int32{
 		"HOLD_REASON_UNSPECIFIED":        0,
@@ -315,6 +378,7 @@ var (
 		"HOLD_REASON_ADDRESS_UNREADABLE": 5,
 		"HOLD_REASON_OPERATOR":           6,
 		"HOLD_REASON_REFUND_UNCLEAR":     7,
+		"HOLD_REASON_TOO_LARGE":          24,
 	}
 )
 
@@ -329,11 +393,11 @@ func (x HoldReason) String() string {
 }
 
 func (HoldReason) Descriptor() protoreflect.EnumDescriptor {
-	return file_ordergate_v1_order_proto_enumTypes[4].Descriptor()
+	return file_ordergate_v1_order_proto_enumTypes[5].Descriptor()
 }
 
 func (HoldReason) Type() protoreflect.EnumType {
-	return &file_ordergate_v1_order_proto_enumTypes[4]
+	return &file_ordergate_v1_order_proto_enumTypes[5]
 }
 
 func (x HoldReason) Number() protoreflect.EnumNumber {
@@ -342,7 +406,7 @@ func (x HoldReason) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use HoldReason.Descriptor instead.
 func (HoldReason) EnumDescriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{4}
+	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{5}
 }
 
 // CancelReason is why an order is cancelled.
@@ -398,11 +462,11 @@ func (x CancelReason) String() string {
 }
 
 func (CancelReason) Descriptor() protoreflect.EnumDescriptor {
-	return file_ordergate_v1_order_proto_enumTypes[5].Descriptor()
+	return file_ordergate_v1_order_proto_enumTypes[6].Descriptor()
 }
 
 func (CancelReason) Type() protoreflect.EnumType {
-	return &file_ordergate_v1_order_proto_enumTypes[5]
+	return &file_ordergate_v1_order_proto_enumTypes[6]
 }
 
 func (x CancelReason) Number() protoreflect.EnumNumber {
@@ -411,7 +475,7 @@ func (x CancelReason) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use CancelReason.Descriptor instead.
 func (CancelReason) EnumDescriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{5}
+	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{6}
 }
 
 // AddressState says whether the ship-to address is there.
@@ -456,11 +520,11 @@ func (x AddressState) String() string {
 }
 
 func (AddressState) Descriptor() protoreflect.EnumDescriptor {
-	return file_ordergate_v1_order_proto_enumTypes[6].Descriptor()
+	return file_ordergate_v1_order_proto_enumTypes[7].Descriptor()
 }
 
 func (AddressState) Type() protoreflect.EnumType {
-	return &file_ordergate_v1_order_proto_enumTypes[6]
+	return &file_ordergate_v1_order_proto_enumTypes[7]
 }
 
 func (x AddressState) Number() protoreflect.EnumNumber {
@@ -469,7 +533,7 @@ func (x AddressState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use AddressState.Descriptor instead.
 func (AddressState) EnumDescriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{6}
+	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{7}
 }
 
 // LineItemsState says whether the line items are there.
@@ -514,11 +578,11 @@ func (x LineItemsState) String() string {
 }
 
 func (LineItemsState) Descriptor() protoreflect.EnumDescriptor {
-	return file_ordergate_v1_order_proto_enumTypes[7].Descriptor()
+	return file_ordergate_v1_order_proto_enumTypes[8].Descriptor()
 }
 
 func (LineItemsState) Type() protoreflect.EnumType {
-	return &file_ordergate_v1_order_proto_enumTypes[7]
+	return &file_ordergate_v1_order_proto_enumTypes[8]
 }
 
 func (x LineItemsState) Number() protoreflect.EnumNumber {
@@ -527,7 +591,7 @@ func (x LineItemsState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use LineItemsState.Descriptor instead.
 func (LineItemsState) EnumDescriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{7}
+	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{8}
 }
 
 // RefundState is how far a refund got. A refund moves on in the order of the
@@ -577,11 +641,11 @@ func (x RefundState) String() string {
 }
 
 func (RefundState) Descriptor() protoreflect.EnumDescriptor {
-	return file_ordergate_v1_order_proto_enumTypes[8].Descriptor()
+	return file_ordergate_v1_order_proto_enumTypes[9].Descriptor()
 }
 
 func (RefundState) Type() protoreflect.EnumType {
-	return &file_ordergate_v1_order_proto_enumTypes[8]
+	return &file_ordergate_v1_order_proto_enumTypes[9]
 }
 
 func (x RefundState) Number() protoreflect.EnumNumber {
@@ -590,7 +654,7 @@ func (x RefundState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use RefundState.Descriptor instead.
 func (RefundState) EnumDescriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{8}
+	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{9}
 }
 
 // DisputeState is where a dispute stands. A dispute moves on in the order of the
@@ -651,11 +715,11 @@ func (x DisputeState) String() string {
 }
 
 func (DisputeState) Descriptor() protoreflect.EnumDescriptor {
-	return file_ordergate_v1_order_proto_enumTypes[9].Descriptor()
+	return file_ordergate_v1_order_proto_enumTypes[10].Descriptor()
 }
 
 func (DisputeState) Type() protoreflect.EnumType {
-	return &file_ordergate_v1_order_proto_enumTypes[9]
+	return &file_ordergate_v1_order_proto_enumTypes[10]
 }
 
 func (x DisputeState) Number() protoreflect.EnumNumber {
@@ -664,7 +728,7 @@ func (x DisputeState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use DisputeState.Descriptor instead.
 func (DisputeState) EnumDescriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{9}
+	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{10}
 }
 
 // ReviewState is where a review stands. A review moves on in the order of the
@@ -719,11 +783,11 @@ func (x ReviewState) String() string {
 }
 
 func (ReviewState) Descriptor() protoreflect.EnumDescriptor {
-	return file_ordergate_v1_order_proto_enumTypes[10].Descriptor()
+	return file_ordergate_v1_order_proto_enumTypes[11].Descriptor()
 }
 
 func (ReviewState) Type() protoreflect.EnumType {
-	return &file_ordergate_v1_order_proto_enumTypes[10]
+	return &file_ordergate_v1_order_proto_enumTypes[11]
 }
 
 func (x ReviewState) Number() protoreflect.EnumNumber {
@@ -732,7 +796,7 @@ func (x ReviewState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ReviewState.Descriptor instead.
 func (ReviewState) EnumDescriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{10}
+	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{11}
 }
 
 // OrderEventKind is what happened to an order.
@@ -804,11 +868,11 @@ func (x OrderEventKind) String() string {
 }
 
 func (OrderEventKind) Descriptor() protoreflect.EnumDescriptor {
-	return file_ordergate_v1_order_proto_enumTypes[11].Descriptor()
+	return file_ordergate_v1_order_proto_enumTypes[12].Descriptor()
 }
 
 func (OrderEventKind) Type() protoreflect.EnumType {
-	return &file_ordergate_v1_order_proto_enumTypes[11]
+	return &file_ordergate_v1_order_proto_enumTypes[12]
 }
 
 func (x OrderEventKind) Number() protoreflect.EnumNumber {
@@ -817,7 +881,7 @@ func (x OrderEventKind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use OrderEventKind.Descriptor instead.
 func (OrderEventKind) EnumDescriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{11}
+	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{12}
 }
 
 // Order is everything the gateway knows about one sale. It is always sent
@@ -923,9 +987,16 @@ type Order struct {
 	// How far the money had got in the snapshot of the sale that the details
 	// above were read from: AWAITING_PAYMENT, PAYMENT_FAILED, EXPIRED or PAID.
 	// `status` is what all that was heard comes to.
-	SaleStatus    OrderStatus `protobuf:"varint,35,opt,name=sale_status,json=saleStatus,proto3,enum=ordergate.v1.OrderStatus" json:"sale_status,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	SaleStatus OrderStatus `protobuf:"varint,35,opt,name=sale_status,json=saleStatus,proto3,enum=ordergate.v1.OrderStatus" json:"sale_status,omitempty"`
+	// The end of the settling period of a paid order (`--ship-delay`), in UTC. Until then the
+	// directive is not SHIP (WAIT_REASON_SETTLING). Unset once the period is over, and in a gateway
+	// without a delay.
+	SettleTime *timestamppb.Timestamp `protobuf:"bytes,60,opt,name=settle_time,json=settleTime,proto3" json:"settle_time,omitempty"`
+	// The parts that were left out because the whole order is too large to store. Unset if nothing
+	// was left out.
+	OmittedContent OmittedContent `protobuf:"varint,61,opt,name=omitted_content,json=omittedContent,proto3,enum=ordergate.v1.OmittedContent" json:"omitted_content,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Order) Reset() {
@@ -1201,6 +1272,20 @@ func (x *Order) GetSaleStatus() OrderStatus {
 		return x.SaleStatus
 	}
 	return OrderStatus_ORDER_STATUS_UNSPECIFIED
+}
+
+func (x *Order) GetSettleTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.SettleTime
+	}
+	return nil
+}
+
+func (x *Order) GetOmittedContent() OmittedContent {
+	if x != nil {
+		return x.OmittedContent
+	}
+	return OmittedContent_OMITTED_CONTENT_UNSPECIFIED
 }
 
 // Customer is who bought. Each field is empty when Stripe sent none (Stripe:
@@ -2661,9 +2746,13 @@ type OrderEvent struct {
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
 	// Why an operator held or released the order, in the operator's words. Empty
 	// for a change that no operator made.
-	Note          string `protobuf:"bytes,7,opt,name=note,proto3" json:"note,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Note string `protobuf:"bytes,7,opt,name=note,proto3" json:"note,omitempty"`
+	// Further Stripe events (`evt_…`) that this change includes, beside `source_event_id`: events
+	// that had waited for the order, and events that were converted together with it. Empty for most
+	// changes.
+	IncludedEventIds []string `protobuf:"bytes,8,rep,name=included_event_ids,json=includedEventIds,proto3" json:"included_event_ids,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *OrderEvent) Reset() {
@@ -2745,11 +2834,18 @@ func (x *OrderEvent) GetNote() string {
 	return ""
 }
 
+func (x *OrderEvent) GetIncludedEventIds() []string {
+	if x != nil {
+		return x.IncludedEventIds
+	}
+	return nil
+}
+
 var File_ordergate_v1_order_proto protoreflect.FileDescriptor
 
 const file_ordergate_v1_order_proto_rawDesc = "" +
 	"\n" +
-	"\x18ordergate/v1/order.proto\x12\fordergate.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf5\x0e\n" +
+	"\x18ordergate/v1/order.proto\x12\fordergate.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf9\x0f\n" +
 	"\x05Order\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\x121\n" +
@@ -2792,7 +2888,10 @@ const file_ordergate_v1_order_proto_rawDesc = "" +
 	"\roperator_hold\x18! \x01(\v2\x1a.ordergate.v1.OperatorHoldR\foperatorHold\x12>\n" +
 	"\rhold_releases\x18\" \x03(\v2\x19.ordergate.v1.HoldReleaseR\fholdReleases\x12:\n" +
 	"\vsale_status\x18# \x01(\x0e2\x19.ordergate.v1.OrderStatusR\n" +
-	"saleStatus\x1a;\n" +
+	"saleStatus\x12;\n" +
+	"\vsettle_time\x18< \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"settleTime\x12E\n" +
+	"\x0fomitted_content\x18= \x01(\x0e2\x1c.ordergate.v1.OmittedContentR\x0eomittedContent\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\v\n" +
@@ -2920,7 +3019,7 @@ const file_ordergate_v1_order_proto_rawDesc = "" +
 	"\x04note\x18\x01 \x01(\tR\x04note\"U\n" +
 	"\vHoldRelease\x120\n" +
 	"\x06reason\x18\x01 \x01(\x0e2\x18.ordergate.v1.HoldReasonR\x06reason\x12\x14\n" +
-	"\x05cause\x18\x02 \x01(\tR\x05cause\"\x8e\x02\n" +
+	"\x05cause\x18\x02 \x01(\tR\x05cause\"\xbc\x02\n" +
 	"\n" +
 	"OrderEvent\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x120\n" +
@@ -2930,7 +3029,12 @@ const file_ordergate_v1_order_proto_rawDesc = "" +
 	"\x0fsource_event_id\x18\x05 \x01(\tR\rsourceEventId\x12;\n" +
 	"\vcreate_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"createTime\x12\x12\n" +
-	"\x04note\x18\a \x01(\tR\x04note*\x89\x01\n" +
+	"\x04note\x18\a \x01(\tR\x04note\x12,\n" +
+	"\x12included_event_ids\x18\b \x03(\tR\x10includedEventIds*s\n" +
+	"\x0eOmittedContent\x12\x1f\n" +
+	"\x1bOMITTED_CONTENT_UNSPECIFIED\x10\x00\x12 \n" +
+	"\x1cOMITTED_CONTENT_ITEM_DETAILS\x10\x01\x12\x1e\n" +
+	"\x1aOMITTED_CONTENT_LINE_ITEMS\x10\x02*\x89\x01\n" +
 	"\vOrderSource\x12\x1c\n" +
 	"\x18ORDER_SOURCE_UNSPECIFIED\x10\x00\x12!\n" +
 	"\x1dORDER_SOURCE_CHECKOUT_SESSION\x10\x01\x12\x1f\n" +
@@ -2950,12 +3054,13 @@ const file_ordergate_v1_order_proto_rawDesc = "" +
 	"\x0eDIRECTIVE_WAIT\x10\x01\x12\x12\n" +
 	"\x0eDIRECTIVE_SHIP\x10\x02\x12\x12\n" +
 	"\x0eDIRECTIVE_HOLD\x10\x03\x12\x14\n" +
-	"\x10DIRECTIVE_CANCEL\x10\x04*o\n" +
+	"\x10DIRECTIVE_CANCEL\x10\x04*\x89\x01\n" +
 	"\n" +
 	"WaitReason\x12\x1b\n" +
 	"\x17WAIT_REASON_UNSPECIFIED\x10\x00\x12 \n" +
 	"\x1cWAIT_REASON_AWAITING_PAYMENT\x10\x01\x12\"\n" +
-	"\x1eWAIT_REASON_LINE_ITEMS_PENDING\x10\x02*\xf6\x01\n" +
+	"\x1eWAIT_REASON_LINE_ITEMS_PENDING\x10\x02\x12\x18\n" +
+	"\x14WAIT_REASON_SETTLING\x10\x04*\x91\x02\n" +
 	"\n" +
 	"HoldReason\x12\x1b\n" +
 	"\x17HOLD_REASON_UNSPECIFIED\x10\x00\x12\x18\n" +
@@ -2965,7 +3070,8 @@ const file_ordergate_v1_order_proto_rawDesc = "" +
 	"\x15HOLD_REASON_RECOVERED\x10\x04\x12\"\n" +
 	"\x1eHOLD_REASON_ADDRESS_UNREADABLE\x10\x05\x12\x18\n" +
 	"\x14HOLD_REASON_OPERATOR\x10\x06\x12\x1e\n" +
-	"\x1aHOLD_REASON_REFUND_UNCLEAR\x10\a*\xdc\x01\n" +
+	"\x1aHOLD_REASON_REFUND_UNCLEAR\x10\a\x12\x19\n" +
+	"\x15HOLD_REASON_TOO_LARGE\x10\x18*\xdc\x01\n" +
 	"\fCancelReason\x12\x1d\n" +
 	"\x19CANCEL_REASON_UNSPECIFIED\x10\x00\x12 \n" +
 	"\x1cCANCEL_REASON_PAYMENT_FAILED\x10\x01\x12\x19\n" +
@@ -3031,92 +3137,95 @@ func file_ordergate_v1_order_proto_rawDescGZIP() []byte {
 	return file_ordergate_v1_order_proto_rawDescData
 }
 
-var file_ordergate_v1_order_proto_enumTypes = make([]protoimpl.EnumInfo, 12)
+var file_ordergate_v1_order_proto_enumTypes = make([]protoimpl.EnumInfo, 13)
 var file_ordergate_v1_order_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_ordergate_v1_order_proto_goTypes = []any{
-	(OrderSource)(0),              // 0: ordergate.v1.OrderSource
-	(OrderStatus)(0),              // 1: ordergate.v1.OrderStatus
-	(Directive)(0),                // 2: ordergate.v1.Directive
-	(WaitReason)(0),               // 3: ordergate.v1.WaitReason
-	(HoldReason)(0),               // 4: ordergate.v1.HoldReason
-	(CancelReason)(0),             // 5: ordergate.v1.CancelReason
-	(AddressState)(0),             // 6: ordergate.v1.AddressState
-	(LineItemsState)(0),           // 7: ordergate.v1.LineItemsState
-	(RefundState)(0),              // 8: ordergate.v1.RefundState
-	(DisputeState)(0),             // 9: ordergate.v1.DisputeState
-	(ReviewState)(0),              // 10: ordergate.v1.ReviewState
-	(OrderEventKind)(0),           // 11: ordergate.v1.OrderEventKind
-	(*Order)(nil),                 // 12: ordergate.v1.Order
-	(*Customer)(nil),              // 13: ordergate.v1.Customer
-	(*Shipping)(nil),              // 14: ordergate.v1.Shipping
-	(*Address)(nil),               // 15: ordergate.v1.Address
-	(*ShippingRate)(nil),          // 16: ordergate.v1.ShippingRate
-	(*Amounts)(nil),               // 17: ordergate.v1.Amounts
-	(*Discount)(nil),              // 18: ordergate.v1.Discount
-	(*CustomField)(nil),           // 19: ordergate.v1.CustomField
-	(*StripeReferences)(nil),      // 20: ordergate.v1.StripeReferences
-	(*LineItem)(nil),              // 21: ordergate.v1.LineItem
-	(*Product)(nil),               // 22: ordergate.v1.Product
-	(*PackageDimensions)(nil),     // 23: ordergate.v1.PackageDimensions
-	(*Refund)(nil),                // 24: ordergate.v1.Refund
-	(*Dispute)(nil),               // 25: ordergate.v1.Dispute
-	(*Review)(nil),                // 26: ordergate.v1.Review
-	(*EarlyFraudWarning)(nil),     // 27: ordergate.v1.EarlyFraudWarning
-	(*Charge)(nil),                // 28: ordergate.v1.Charge
-	(*OperatorHold)(nil),          // 29: ordergate.v1.OperatorHold
-	(*HoldRelease)(nil),           // 30: ordergate.v1.HoldRelease
-	(*OrderEvent)(nil),            // 31: ordergate.v1.OrderEvent
-	nil,                           // 32: ordergate.v1.Order.MetadataEntry
-	nil,                           // 33: ordergate.v1.LineItem.MetadataEntry
-	nil,                           // 34: ordergate.v1.Product.MetadataEntry
-	(*timestamppb.Timestamp)(nil), // 35: google.protobuf.Timestamp
+	(OmittedContent)(0),           // 0: ordergate.v1.OmittedContent
+	(OrderSource)(0),              // 1: ordergate.v1.OrderSource
+	(OrderStatus)(0),              // 2: ordergate.v1.OrderStatus
+	(Directive)(0),                // 3: ordergate.v1.Directive
+	(WaitReason)(0),               // 4: ordergate.v1.WaitReason
+	(HoldReason)(0),               // 5: ordergate.v1.HoldReason
+	(CancelReason)(0),             // 6: ordergate.v1.CancelReason
+	(AddressState)(0),             // 7: ordergate.v1.AddressState
+	(LineItemsState)(0),           // 8: ordergate.v1.LineItemsState
+	(RefundState)(0),              // 9: ordergate.v1.RefundState
+	(DisputeState)(0),             // 10: ordergate.v1.DisputeState
+	(ReviewState)(0),              // 11: ordergate.v1.ReviewState
+	(OrderEventKind)(0),           // 12: ordergate.v1.OrderEventKind
+	(*Order)(nil),                 // 13: ordergate.v1.Order
+	(*Customer)(nil),              // 14: ordergate.v1.Customer
+	(*Shipping)(nil),              // 15: ordergate.v1.Shipping
+	(*Address)(nil),               // 16: ordergate.v1.Address
+	(*ShippingRate)(nil),          // 17: ordergate.v1.ShippingRate
+	(*Amounts)(nil),               // 18: ordergate.v1.Amounts
+	(*Discount)(nil),              // 19: ordergate.v1.Discount
+	(*CustomField)(nil),           // 20: ordergate.v1.CustomField
+	(*StripeReferences)(nil),      // 21: ordergate.v1.StripeReferences
+	(*LineItem)(nil),              // 22: ordergate.v1.LineItem
+	(*Product)(nil),               // 23: ordergate.v1.Product
+	(*PackageDimensions)(nil),     // 24: ordergate.v1.PackageDimensions
+	(*Refund)(nil),                // 25: ordergate.v1.Refund
+	(*Dispute)(nil),               // 26: ordergate.v1.Dispute
+	(*Review)(nil),                // 27: ordergate.v1.Review
+	(*EarlyFraudWarning)(nil),     // 28: ordergate.v1.EarlyFraudWarning
+	(*Charge)(nil),                // 29: ordergate.v1.Charge
+	(*OperatorHold)(nil),          // 30: ordergate.v1.OperatorHold
+	(*HoldRelease)(nil),           // 31: ordergate.v1.HoldRelease
+	(*OrderEvent)(nil),            // 32: ordergate.v1.OrderEvent
+	nil,                           // 33: ordergate.v1.Order.MetadataEntry
+	nil,                           // 34: ordergate.v1.LineItem.MetadataEntry
+	nil,                           // 35: ordergate.v1.Product.MetadataEntry
+	(*timestamppb.Timestamp)(nil), // 36: google.protobuf.Timestamp
 }
 var file_ordergate_v1_order_proto_depIdxs = []int32{
-	0,  // 0: ordergate.v1.Order.source:type_name -> ordergate.v1.OrderSource
-	1,  // 1: ordergate.v1.Order.status:type_name -> ordergate.v1.OrderStatus
-	2,  // 2: ordergate.v1.Order.directive:type_name -> ordergate.v1.Directive
-	3,  // 3: ordergate.v1.Order.wait_reasons:type_name -> ordergate.v1.WaitReason
-	4,  // 4: ordergate.v1.Order.hold_reasons:type_name -> ordergate.v1.HoldReason
-	5,  // 5: ordergate.v1.Order.cancel_reasons:type_name -> ordergate.v1.CancelReason
-	13, // 6: ordergate.v1.Order.customer:type_name -> ordergate.v1.Customer
-	14, // 7: ordergate.v1.Order.shipping:type_name -> ordergate.v1.Shipping
-	6,  // 8: ordergate.v1.Order.address_state:type_name -> ordergate.v1.AddressState
-	16, // 9: ordergate.v1.Order.shipping_rate:type_name -> ordergate.v1.ShippingRate
-	21, // 10: ordergate.v1.Order.line_items:type_name -> ordergate.v1.LineItem
-	7,  // 11: ordergate.v1.Order.line_items_state:type_name -> ordergate.v1.LineItemsState
-	17, // 12: ordergate.v1.Order.amounts:type_name -> ordergate.v1.Amounts
-	18, // 13: ordergate.v1.Order.discounts:type_name -> ordergate.v1.Discount
-	19, // 14: ordergate.v1.Order.custom_fields:type_name -> ordergate.v1.CustomField
-	32, // 15: ordergate.v1.Order.metadata:type_name -> ordergate.v1.Order.MetadataEntry
-	20, // 16: ordergate.v1.Order.references:type_name -> ordergate.v1.StripeReferences
-	35, // 17: ordergate.v1.Order.create_time:type_name -> google.protobuf.Timestamp
-	35, // 18: ordergate.v1.Order.paid_time:type_name -> google.protobuf.Timestamp
-	24, // 19: ordergate.v1.Order.refunds:type_name -> ordergate.v1.Refund
-	25, // 20: ordergate.v1.Order.disputes:type_name -> ordergate.v1.Dispute
-	26, // 21: ordergate.v1.Order.reviews:type_name -> ordergate.v1.Review
-	27, // 22: ordergate.v1.Order.early_fraud_warnings:type_name -> ordergate.v1.EarlyFraudWarning
-	28, // 23: ordergate.v1.Order.charges:type_name -> ordergate.v1.Charge
-	29, // 24: ordergate.v1.Order.operator_hold:type_name -> ordergate.v1.OperatorHold
-	30, // 25: ordergate.v1.Order.hold_releases:type_name -> ordergate.v1.HoldRelease
-	1,  // 26: ordergate.v1.Order.sale_status:type_name -> ordergate.v1.OrderStatus
-	15, // 27: ordergate.v1.Customer.address:type_name -> ordergate.v1.Address
-	15, // 28: ordergate.v1.Shipping.address:type_name -> ordergate.v1.Address
-	22, // 29: ordergate.v1.LineItem.product:type_name -> ordergate.v1.Product
-	33, // 30: ordergate.v1.LineItem.metadata:type_name -> ordergate.v1.LineItem.MetadataEntry
-	34, // 31: ordergate.v1.Product.metadata:type_name -> ordergate.v1.Product.MetadataEntry
-	23, // 32: ordergate.v1.Product.package_dimensions:type_name -> ordergate.v1.PackageDimensions
-	8,  // 33: ordergate.v1.Refund.state:type_name -> ordergate.v1.RefundState
-	9,  // 34: ordergate.v1.Dispute.state:type_name -> ordergate.v1.DisputeState
-	10, // 35: ordergate.v1.Review.state:type_name -> ordergate.v1.ReviewState
-	4,  // 36: ordergate.v1.HoldRelease.reason:type_name -> ordergate.v1.HoldReason
-	11, // 37: ordergate.v1.OrderEvent.kind:type_name -> ordergate.v1.OrderEventKind
-	12, // 38: ordergate.v1.OrderEvent.order:type_name -> ordergate.v1.Order
-	35, // 39: ordergate.v1.OrderEvent.create_time:type_name -> google.protobuf.Timestamp
-	40, // [40:40] is the sub-list for method output_type
-	40, // [40:40] is the sub-list for method input_type
-	40, // [40:40] is the sub-list for extension type_name
-	40, // [40:40] is the sub-list for extension extendee
-	0,  // [0:40] is the sub-list for field type_name
+	1,  // 0: ordergate.v1.Order.source:type_name -> ordergate.v1.OrderSource
+	2,  // 1: ordergate.v1.Order.status:type_name -> ordergate.v1.OrderStatus
+	3,  // 2: ordergate.v1.Order.directive:type_name -> ordergate.v1.Directive
+	4,  // 3: ordergate.v1.Order.wait_reasons:type_name -> ordergate.v1.WaitReason
+	5,  // 4: ordergate.v1.Order.hold_reasons:type_name -> ordergate.v1.HoldReason
+	6,  // 5: ordergate.v1.Order.cancel_reasons:type_name -> ordergate.v1.CancelReason
+	14, // 6: ordergate.v1.Order.customer:type_name -> ordergate.v1.Customer
+	15, // 7: ordergate.v1.Order.shipping:type_name -> ordergate.v1.Shipping
+	7,  // 8: ordergate.v1.Order.address_state:type_name -> ordergate.v1.AddressState
+	17, // 9: ordergate.v1.Order.shipping_rate:type_name -> ordergate.v1.ShippingRate
+	22, // 10: ordergate.v1.Order.line_items:type_name -> ordergate.v1.LineItem
+	8,  // 11: ordergate.v1.Order.line_items_state:type_name -> ordergate.v1.LineItemsState
+	18, // 12: ordergate.v1.Order.amounts:type_name -> ordergate.v1.Amounts
+	19, // 13: ordergate.v1.Order.discounts:type_name -> ordergate.v1.Discount
+	20, // 14: ordergate.v1.Order.custom_fields:type_name -> ordergate.v1.CustomField
+	33, // 15: ordergate.v1.Order.metadata:type_name -> ordergate.v1.Order.MetadataEntry
+	21, // 16: ordergate.v1.Order.references:type_name -> ordergate.v1.StripeReferences
+	36, // 17: ordergate.v1.Order.create_time:type_name -> google.protobuf.Timestamp
+	36, // 18: ordergate.v1.Order.paid_time:type_name -> google.protobuf.Timestamp
+	25, // 19: ordergate.v1.Order.refunds:type_name -> ordergate.v1.Refund
+	26, // 20: ordergate.v1.Order.disputes:type_name -> ordergate.v1.Dispute
+	27, // 21: ordergate.v1.Order.reviews:type_name -> ordergate.v1.Review
+	28, // 22: ordergate.v1.Order.early_fraud_warnings:type_name -> ordergate.v1.EarlyFraudWarning
+	29, // 23: ordergate.v1.Order.charges:type_name -> ordergate.v1.Charge
+	30, // 24: ordergate.v1.Order.operator_hold:type_name -> ordergate.v1.OperatorHold
+	31, // 25: ordergate.v1.Order.hold_releases:type_name -> ordergate.v1.HoldRelease
+	2,  // 26: ordergate.v1.Order.sale_status:type_name -> ordergate.v1.OrderStatus
+	36, // 27: ordergate.v1.Order.settle_time:type_name -> google.protobuf.Timestamp
+	0,  // 28: ordergate.v1.Order.omitted_content:type_name -> ordergate.v1.OmittedContent
+	16, // 29: ordergate.v1.Customer.address:type_name -> ordergate.v1.Address
+	16, // 30: ordergate.v1.Shipping.address:type_name -> ordergate.v1.Address
+	23, // 31: ordergate.v1.LineItem.product:type_name -> ordergate.v1.Product
+	34, // 32: ordergate.v1.LineItem.metadata:type_name -> ordergate.v1.LineItem.MetadataEntry
+	35, // 33: ordergate.v1.Product.metadata:type_name -> ordergate.v1.Product.MetadataEntry
+	24, // 34: ordergate.v1.Product.package_dimensions:type_name -> ordergate.v1.PackageDimensions
+	9,  // 35: ordergate.v1.Refund.state:type_name -> ordergate.v1.RefundState
+	10, // 36: ordergate.v1.Dispute.state:type_name -> ordergate.v1.DisputeState
+	11, // 37: ordergate.v1.Review.state:type_name -> ordergate.v1.ReviewState
+	5,  // 38: ordergate.v1.HoldRelease.reason:type_name -> ordergate.v1.HoldReason
+	12, // 39: ordergate.v1.OrderEvent.kind:type_name -> ordergate.v1.OrderEventKind
+	13, // 40: ordergate.v1.OrderEvent.order:type_name -> ordergate.v1.Order
+	36, // 41: ordergate.v1.OrderEvent.create_time:type_name -> google.protobuf.Timestamp
+	42, // [42:42] is the sub-list for method output_type
+	42, // [42:42] is the sub-list for method input_type
+	42, // [42:42] is the sub-list for extension type_name
+	42, // [42:42] is the sub-list for extension extendee
+	0,  // [0:42] is the sub-list for field type_name
 }
 
 func init() { file_ordergate_v1_order_proto_init() }
@@ -3134,7 +3243,7 @@ func file_ordergate_v1_order_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_ordergate_v1_order_proto_rawDesc), len(file_ordergate_v1_order_proto_rawDesc)),
-			NumEnums:      12,
+			NumEnums:      13,
 			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   0,
