@@ -84,13 +84,14 @@ type facts struct {
 	refunds refundSum
 	// holding are the causes that hold the order, those it was released from
 	// left out.
-	holding []*ordergatev1.HoldRelease
-	lost    bool // a dispute was lost
+	holding  []*ordergatev1.HoldRelease
+	lost     bool // a dispute was lost
+	settling bool // the settling period of a paid order has not ended
 }
 
 // factsOf reads an order, whose money got as far as the argument says.
 func factsOf(o *ordergatev1.Order, money payment) facts {
-	f := facts{payment: money, items: o.GetLineItemsState(), refunds: sumRefunds(o)}
+	f := facts{payment: money, items: o.GetLineItemsState(), refunds: sumRefunds(o), settling: o.GetSettleTime() != nil}
 	for _, cause := range causes(o, f.refunds) {
 		if !slices.ContainsFunc(o.GetHoldReleases(), func(r *ordergatev1.HoldRelease) bool { return proto.Equal(r, cause) }) {
 			f.holding = append(f.holding, cause)
@@ -140,6 +141,9 @@ func causes(o *ordergatev1.Order, refunds refundSum) (all []*ordergatev1.HoldRel
 	}
 	for _, id := range refunds.unclear {
 		holds(ordergatev1.HoldReason_HOLD_REASON_REFUND_UNCLEAR, id)
+	}
+	if o.GetOmittedContent() == ordergatev1.OmittedContent_OMITTED_CONTENT_LINE_ITEMS {
+		holds(ordergatev1.HoldReason_HOLD_REASON_TOO_LARGE, "")
 	}
 	return all
 }
@@ -191,6 +195,9 @@ func (f facts) waits() (reasons []ordergatev1.WaitReason) {
 		ordergatev1.LineItemsState_LINE_ITEMS_STATE_UNAVAILABLE:
 	default:
 		reasons = append(reasons, ordergatev1.WaitReason_WAIT_REASON_LINE_ITEMS_PENDING)
+	}
+	if f.settling {
+		reasons = append(reasons, ordergatev1.WaitReason_WAIT_REASON_SETTLING)
 	}
 	return reasons
 }

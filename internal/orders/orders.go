@@ -224,6 +224,7 @@ func SetLineItems(current *ordergatev1.Order, items LineItems) *Change {
 // change completes next, the order after a change, and compares it with the
 // order before.
 func change(current, next *ordergatev1.Order, money payment, warnings []string) *Change {
+	reduceItems(next)
 	factsOf(next, money).decide(next)
 	if proto.Equal(current, next) {
 		return nil

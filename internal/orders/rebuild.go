@@ -43,6 +43,7 @@ func Rebuild(current *ordergatev1.Order, events []*Event) (*Change, error) {
 	}
 	next.Revision = current.GetRevision()
 	next.OperatorHold = proto.CloneOf(current.GetOperatorHold())
+	next.SettleTime, next.OmittedContent = proto.CloneOf(current.GetSettleTime()), current.GetOmittedContent()
 	next.HoldReleases = nil
 	for _, release := range current.GetHoldReleases() {
 		next.HoldReleases = append(next.HoldReleases, proto.CloneOf(release))
