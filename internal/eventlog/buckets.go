@@ -24,9 +24,15 @@ const (
 	// ParkedEvents holds the events that could not be converted, whole and
 	// without an age limit: nothing that waits is lost to age.
 	ParkedEvents BucketName = "parked"
-	// Waiting maps Stripe objects to the parked events that wait for their
-	// order. Without an age limit.
+	// Waiting maps Stripe objects to the events that wait for their order. Kept as long as raw
+	// events.
 	Waiting BucketName = "waiting"
+	// Outcomes holds the outcome of each event that was neither converted nor parked. Kept as long
+	// as raw events.
+	Outcomes BucketName = "outcomes"
+	// Tasks holds the work that is due later, such as a lookup at Stripe. Kept as long as raw
+	// events.
+	Tasks BucketName = "tasks"
 	// PendingItems holds the orders whose line items have not been read. Kept
 	// as long as order events.
 	PendingItems BucketName = "pending-items"
@@ -62,7 +68,9 @@ func bucketAges(cfg Config) map[BucketName]time.Duration {
 	ages := map[BucketName]time.Duration{
 		References:   cfg.OrdersMaxAge,
 		ParkedEvents: 0,
-		Waiting:      0,
+		Waiting:      cfg.InboxMaxAge,
+		Outcomes:     cfg.InboxMaxAge,
+		Tasks:        cfg.InboxMaxAge,
 		PendingItems: cfg.OrdersMaxAge,
 
 		Subscriptions: 0,

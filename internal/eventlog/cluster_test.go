@@ -342,7 +342,7 @@ func TestSettingsOfACluster(t *testing.T) {
 		}
 	}
 	changes, err := Migrate(deadline(t), cfg, false)
-	if err != nil || len(changes) != 12 || changes[0].New || len(changes[0].Differences) != 4 || !changes[1].New {
+	if err != nil || len(changes) != 14 || changes[0].New || len(changes[0].Differences) != 4 || !changes[1].New {
 		t.Errorf("%d changes: %+v, %v", len(changes), changes, err)
 	}
 	if info, err := js.Stream(deadline(t), inboxStream); err != nil || info.CachedInfo().Config.Replicas != 1 {
@@ -364,7 +364,7 @@ func TestSettingsOfACluster(t *testing.T) {
 	}
 	cfg.InboxMaxAge = time.Nanosecond
 	changes, err = Migrate(deadline(t), cfg, true)
-	if err != nil || len(changes) != 1 || !strings.Contains(changes[0].Refused, "would be removed") {
+	if err != nil || len(changes) != 4 || !strings.Contains(changes[0].Refused, "would be removed") {
 		t.Errorf("%+v, %v", changes, err)
 	}
 	cfg.Cluster.Replicas = 5

@@ -47,6 +47,9 @@ var (
 	// ErrExpired means that events after the asked position are no longer
 	// kept.
 	ErrExpired = errors.New("position is no longer kept")
+	// ErrTooLarge means that an order event exceeds the largest size that is stored. The same
+	// write fails again.
+	ErrTooLarge = errors.New("the order event is too large")
 	// ErrLocked means that another process uses the data directory.
 	ErrLocked = errors.New("the data directory is in use")
 )

@@ -50,6 +50,10 @@ const (
 	createTimeField = 6
 )
 
+// maxOrderBytes is the largest order event, whatever the configuration: a gRPC client takes
+// messages of 4 MiB by default.
+const maxOrderBytes = 7 << 19
+
 // placeBytes is the room for where and when an event is stored, and for a token.
 const placeBytes = 128
 
@@ -191,7 +195,7 @@ func anyOrIn[T comparable](selection []T, value T) bool {
 // AppendOrder writes the event of an order whose newest event has the sequence
 // previous; 0 for a new order. It returns the new sequence once the event is
 // written, not yet flushed. It fails with ErrConflict when the order has
-// another newest event; after ErrUnavailable the event may or may not be
+// another newest event, and with ErrTooLarge if it exceeds the largest size; after ErrUnavailable the event may or may not be
 // written: read the order again.
 func (l *Log) AppendOrder(ctx context.Context, event *ordergatev1.OrderEvent, previous uint64) (uint64, error) {
 	order := event.GetOrder()
@@ -202,8 +206,8 @@ func (l *Log) AppendOrder(ctx context.Context, event *ordergatev1.OrderEvent, pr
 	if err != nil {
 		return 0, fmt.Errorf("encode the order event: %w", err)
 	}
-	if limit := l.cfg.MaxEventBytes + orderBytes; len(payload) > limit {
-		return 0, fmt.Errorf("the order event has %d bytes, at most %d can be stored", len(payload), limit)
+	if limit := min(l.cfg.MaxEventBytes+orderBytes, maxOrderBytes); len(payload) > limit {
+		return 0, fmt.Errorf("%w: order %s has %d bytes, the limit is %d", ErrTooLarge, order.GetId(), len(payload), limit)
 	}
 	e, err := l.current()
 	if err != nil {
