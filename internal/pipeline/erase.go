@@ -17,18 +17,12 @@ import (
 	"github.com/ordergate/ordergate/internal/stripehook"
 )
 
-// Erased is the outcome of an event whose body was erased.
-const Erased Outcome = "ERASED"
-
 const (
 	// eraseBatch is how many stored events are read at a time.
 	eraseBatch = 200
 	// erasedPrefix begins the keys of references to erased orders.
 	erasedPrefix = "erased."
 )
-
-// errErased means that an event is about an order that was erased.
-var errErased = errors.New("its order was erased")
 
 // Selection says whose data is to be erased.
 type Selection struct {
@@ -345,14 +339,14 @@ func (p *Pipeline) eraseEvent(ctx context.Context, stored *eventlog.StoredEvent)
 	if err := p.Log.EraseInbox(ctx, stored.ID, tombstoneOf(stored)); err != nil {
 		return err
 	}
-	parked, err := p.ParkedEvent(ctx, stored.ID)
-	if errors.Is(err, eventlog.ErrNotFound) {
-		return nil
-	}
-	if err != nil {
+	kept, err := p.recordOf(ctx, stored.ID)
+	if err != nil && !errors.Is(err, eventlog.ErrNotFound) {
 		return err
 	}
-	return p.unpark(ctx, stored.ID, parked)
+	if err := p.unindex(ctx, stored.ID, kept.Waits); err != nil {
+		return err
+	}
+	return p.unpark(ctx, stored.ID)
 }
 
 // tombstoneOf is what is left of an event: its envelope.
@@ -367,16 +361,12 @@ func tombstoneOf(stored *eventlog.StoredEvent) []byte {
 	return tombstone
 }
 
-// eraseLate is for an event about an order that was erased before it came: it is
-// erased too, and so is what it says of where it belongs.
-func (p *Pipeline) eraseLate(r *result) {
-	r.outcome = Erased
-	r.after = append(r.after, func(ctx context.Context) error {
-		for _, key := range referenceKeys(r.event) {
-			if err := p.eraseReference(ctx, key, r.orderID); err != nil {
-				return err
-			}
+// eraseLate erases an event about an order that was erased before, and its references.
+func (p *Pipeline) eraseLate(ctx context.Context, r *result) error {
+	for _, key := range referenceKeys(r.event) {
+		if err := p.eraseReference(ctx, key, r.orderID); err != nil {
+			return err
 		}
-		return p.eraseEvent(ctx, r.stored)
-	})
+	}
+	return p.eraseEvent(ctx, r.stored)
 }

@@ -57,19 +57,7 @@ func (r *rig) erase(selection Selection) ErasureReport {
 
 func (r *rig) outcome(eventID string) Outcome {
 	r.t.Helper()
-	stored, err := r.log.InboxEvent(r.deadline(), eventID)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	state, err := r.log.InboxState(r.deadline())
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	status, err := r.pipeline.StatusOf(r.deadline(), stored, state.Converted)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	return status.Outcome
+	return r.status(eventID).Outcome
 }
 
 // An earlier event that still waits for its order does not keep the events of another
@@ -101,11 +89,13 @@ func TestEraseCustomer(t *testing.T) {
 	impatient(r)
 	erika := of("Erika Musterfrau", "Erika.M@example.com", r.scenario("partly-refunded-disputed-won"))
 	other := of("Max Muster", "max@example.com", r.scenario("partly-refunded-disputed-won"))
-	r.storeAll(erika[:3]...)
-	r.storeAll(other...)
+	for i := range other { // one by one: events that are converted together may become one revision
+		r.storeAll(append(slices.Clone(erika[min(i, 3):min(i+1, 3)]), other[i])...)
+		r.run(0)
+	}
 	ofNoOrder := []byte(`{"id":"evt_card","object":"event","type":"customer.updated","data":{"object":{"email":"ERIKA.M@example.com","name":"Erika Musterfrau"}}}`)
 	r.store("evt_card", ofNoOrder)
-	r.run(uint64(3 + len(other)))
+	r.run(0)
 	id := erika[0].OrderID
 
 	selection := Selection{Customers: []string{"erika.m@EXAMPLE.com"}}
@@ -185,7 +175,12 @@ func TestEraseWhatIsParkedOrPending(t *testing.T) {
 	story := of("Erika Musterfrau", "erika.m@example.com", r.scenario("refunded"))
 	sale, refund := story[0], story[1]
 	r.store(refund.ID, refund.Body)
-	r.untilParked(refund.ID)
+	r.untilOutcome(refund.ID, Waiting)
+	parked := &result{stored: &eventlog.StoredEvent{RawEvent: eventlog.RawEvent{ID: refund.ID, Body: refund.Body}}}
+	r.pipeline.read(parked)
+	if parked.err = errors.New("Stripe refuses"); r.pipeline.park(r.deadline(), parked, Unmatched) != nil {
+		t.Fatal(parked.err)
+	}
 	// The inbox has forgotten it by its age.
 	if err := r.log.EraseInbox(r.deadline(), refund.ID, nil); err != nil {
 		t.Fatal(err)

@@ -41,10 +41,12 @@ type itemReader struct {
 	away time.Time // until when
 }
 
-func (i *itemReader) isAway() bool {
+func (i *itemReader) isAway() bool { return time.Now().Before(i.awayUntil()) }
+
+func (i *itemReader) awayUntil() time.Time {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	return time.Now().Before(i.away)
+	return i.away
 }
 
 func (i *itemReader) setAway(until time.Time) {
@@ -76,9 +78,29 @@ func (p *Pipeline) readItems(ctx context.Context, of stripeapi.Ref) (orders.Line
 	}
 }
 
-// lineItems returns what is known of the line items of an event's order. In the
-// slow lane it waits for Stripe until the deadline, and then lets the order go
-// out without them: they follow (completeItems).
+// withItems returns the line items of an order, for the sales among some events, and the events
+// that can be applied now. A sale that needs Stripe's answer is scheduled instead.
+func (p *Pipeline) withItems(ctx context.Context, orderID string, events []*result) (now []*result, items orders.LineItems) {
+	for _, r := range events {
+		r.orderID = orderID
+		needed, err := p.lineItems(ctx, r)
+		switch {
+		case err != nil:
+			p.failed(ctx, r, err)
+		case r.task != "":
+		default:
+			now = append(now, r)
+			if needed.State != ordergatev1.LineItemsState_LINE_ITEMS_STATE_UNSPECIFIED {
+				items = needed
+			}
+		}
+	}
+	return now, items
+}
+
+// lineItems returns the line items of an event's order, as far as they are known. A task waits for
+// Stripe until the deadline; then the order goes out without them, and they follow
+// (completeItems). Any other sale that needs them becomes a task.
 func (p *Pipeline) lineItems(ctx context.Context, r *result) (orders.LineItems, error) {
 	switch {
 	case r.event.OrderID() != r.orderID || !hasItems(r.orderID):
@@ -90,15 +112,17 @@ func (p *Pipeline) lineItems(ctx context.Context, r *result) (orders.LineItems, 
 	if err != nil {
 		return orders.LineItems{}, err
 	}
-	if current.GetLineItemsState() == ordergatev1.LineItemsState_LINE_ITEMS_STATE_COMPLETE || orders.Erased(current) {
+	complete := current.GetLineItemsState() == ordergatev1.LineItemsState_LINE_ITEMS_STATE_COMPLETE
+	if complete || orders.Erased(current) || current.GetOmittedContent() == ordergatev1.OmittedContent_OMITTED_CONTENT_LINE_ITEMS {
 		return orders.LineItems{}, nil
 	}
 	deadline := r.stored.StoreTime.Add(p.ItemsDeadline)
 	if p.items.isAway() || !time.Now().Before(deadline) {
-		return itemsPending, nil
+		return itemsPending, p.putPending(ctx, r.orderID, pendingItems{Account: r.event.Account, Livemode: r.event.Livemode})
 	}
-	if !r.slow {
-		return orders.LineItems{}, errAskStripe
+	if !r.asks {
+		p.schedule(r, taskSale, task{Due: time.Now()})
+		return orders.LineItems{}, nil
 	}
 	waiting, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
@@ -107,7 +131,8 @@ func (p *Pipeline) lineItems(ctx context.Context, r *result) (orders.LineItems, 
 		return orders.LineItems{}, ctx.Err()
 	}
 	if err != nil {
-		p.Logger.Warn("an order goes out without its line items; they follow when Stripe's API gives them", "order", r.orderID, "error", err)
+		p.Logger.Warn("order goes out without its line items; they follow when Stripe's API gives them", "order", r.orderID, "error", err)
+		return itemsPending, p.putPending(ctx, r.orderID, pendingItems{Account: r.event.Account, Livemode: r.event.Livemode})
 	}
 	return items, nil
 }
@@ -125,22 +150,10 @@ type pendingItems struct {
 	NotBefore time.Time `json:"not_before,omitzero"`
 }
 
-// rememberPending notes an order that goes out without line items, so that they
-// are read later, also after a restart: before the order is written, and each
-// time, because the two are not one transaction.
-func (p *Pipeline) rememberPending(ctx context.Context, r *result, items orders.LineItems) error {
-	if items.State != ordergatev1.LineItemsState_LINE_ITEMS_STATE_PENDING {
-		return nil
-	}
-	return p.putPending(ctx, r.orderID, pendingItems{Account: r.event.Account, Livemode: r.event.Livemode})
-}
-
+// putPending records an order whose line items are missing, so that they are read later, also
+// after a restart. It precedes the write of the order, because the two are not one transaction.
 func (p *Pipeline) putPending(ctx context.Context, orderID string, pending pendingItems) error {
-	value, err := json.Marshal(pending)
-	if err != nil {
-		return err
-	}
-	return p.Log.Bucket(eventlog.PendingItems).Put(ctx, orderID, value)
+	return p.Log.Bucket(eventlog.PendingItems).Put(ctx, orderID, encoded(pending))
 }
 
 // completeItems reads the line items that orders went out without, until ctx
@@ -166,8 +179,8 @@ func (p *Pipeline) completeItems(ctx context.Context) {
 	}
 }
 
-// completeAll goes once through the orders that wait for line items, and stops
-// at the first sign that Stripe's API or the log is away.
+// completeAll reads the line items of all orders that lack them, unless Stripe's API is
+// unavailable. An error of one order does not affect the others.
 func (p *Pipeline) completeAll(ctx context.Context) error {
 	if p.items.isAway() {
 		return nil
@@ -180,19 +193,20 @@ func (p *Pipeline) completeAll(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	group, ctx := errgroup.WithContext(ctx)
+	var group errgroup.Group
 	group.SetLimit(parallel)
 	for _, id := range ids {
-		if ctx.Err() != nil {
-			break
-		}
-		group.Go(func() error { return p.complete(ctx, id) })
+		group.Go(func() error {
+			if ctx.Err() != nil || p.items.isAway() {
+				return nil
+			}
+			return guard(func() error { return p.complete(ctx, id) })
+		})
 	}
 	return group.Wait()
 }
 
-// complete reads the line items of one order. An error means that the others
-// need not be tried now.
+// complete reads the line items of one order.
 func (p *Pipeline) complete(ctx context.Context, orderID string) error {
 	bucket := p.Log.Bucket(eventlog.PendingItems)
 	value, err := bucket.Get(ctx, orderID)
@@ -210,26 +224,27 @@ func (p *Pipeline) complete(ctx context.Context, orderID string) error {
 		return nil
 	}
 	items, err := p.readItems(ctx, stripeapi.Ref{ID: orderID, Account: pending.Account, Livemode: pending.Livemode})
-	if errors.Is(err, stripeapi.ErrUnavailable) || ctx.Err() != nil {
+	if isTransient(ctx, err) {
 		return err
 	}
 	if err != nil {
-		p.Logger.Warn("Stripe refuses the line items of an order, which waits for them", "order", orderID, "again_in", itemsRetry, "error", err)
-		pending.NotBefore = time.Now().Add(itemsRetry)
-		return p.putPending(ctx, orderID, pending)
+		return p.postpone(ctx, orderID, pending, err)
 	}
 	change, err := p.change(ctx, orderID, "", func(current *ordergatev1.Order) (*orders.Change, error) {
 		if current == nil {
-			return nil, errUnmatched // the note is older than the order
+			return nil, errNoOrder // the note is older than the order
 		}
 		return orders.SetLineItems(current, items), nil
 	})
-	if errors.Is(err, errUnmatched) {
+	if errors.Is(err, errNoOrder) {
 		pending.NotBefore = time.Now().Add(p.itemsPause)
 		return p.putPending(ctx, orderID, pending)
 	}
 	if err != nil {
-		return err
+		if isTransient(ctx, err) {
+			return err
+		}
+		return p.postpone(ctx, orderID, pending, err)
 	}
 	if err := p.Log.Flush(ctx); err != nil {
 		return err
@@ -240,3 +255,14 @@ func (p *Pipeline) complete(ctx context.Context, orderID string) error {
 	}
 	return bucket.Forget(ctx, orderID)
 }
+
+// postpone tries the line items of an order again after some minutes: somebody has to remove the
+// cause of the error first.
+func (p *Pipeline) postpone(ctx context.Context, orderID string, pending pendingItems, cause error) error {
+	p.Logger.Warn("line items of an order cannot be added; the order waits for them", "order", orderID, "again_in", itemsRetry, "error", cause)
+	pending.NotBefore = time.Now().Add(itemsRetry)
+	return p.putPending(ctx, orderID, pending)
+}
+
+// errNoOrder means that an order does not exist yet.
+var errNoOrder = errors.New("there is no such order yet")

@@ -35,7 +35,7 @@ func newMeasures(p *Pipeline, registerer prometheus.Registerer) *measures {
 			Buckets: []float64{.0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200},
 		}),
 	}
-	for _, outcome := range []Outcome{Converted, Unchanged, Ignored, Unmatched, Failed, retried} {
+	for _, outcome := range []Outcome{Converted, Unchanged, Waiting, Ignored, Unmatched, Failed, retried} {
 		m.outcomes[outcome] = outcomes.WithLabelValues(string(outcome))
 	}
 	registerer.MustRegister(&collector{p})
@@ -47,7 +47,7 @@ func (m *measures) settled(r *result) {
 	if counter := m.outcomes[r.outcome]; counter != nil {
 		counter.Inc()
 	}
-	if r.outcome == Converted && r.message != nil {
+	if r.outcome == Converted && !r.waited && !r.stored.StoreTime.IsZero() {
 		m.delay.Observe(time.Since(r.stored.StoreTime).Seconds())
 	}
 }

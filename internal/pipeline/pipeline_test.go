@@ -280,8 +280,9 @@ func TestWritersOfOneOrder(t *testing.T) {
 				t.Fatal(err)
 			}
 			writers.Go(func() {
-				if err := p.apply(r.deadline(), &result{stored: &eventlog.StoredEvent{RawEvent: eventlog.RawEvent{ID: e.ID}}, event: e}); err != nil {
-					t.Error(err)
+				converted := &result{stored: &eventlog.StoredEvent{RawEvent: eventlog.RawEvent{ID: e.ID}}, event: e}
+				if p.convert(r.deadline(), []*result{converted}); converted.outcome != Converted && converted.outcome != Unchanged {
+					t.Errorf("%s: %v", converted.outcome, converted.err)
 				}
 			})
 		}

@@ -10,72 +10,8 @@ import (
 	"github.com/ordergate/ordergate/internal/orders"
 )
 
-// Pending is the outcome of an event that was not dealt with yet.
-const Pending Outcome = "PENDING"
-
 // historyPage is how many events of an order are read at a time.
 const historyPage = 200
-
-// Status is what became of an event.
-type Status struct {
-	// Outcome is CONVERTED, IGNORED, UNMATCHED, FAILED, ERASED or PENDING. An event that
-	// told its order nothing new is CONVERTED too.
-	Outcome Outcome
-	// Type is the event's type; empty when it cannot be read.
-	Type string
-	// OrderID is the order it is about; empty when there is none.
-	OrderID string
-	// Detail says what was wrong with an event that was parked.
-	Detail string
-}
-
-// StatusOf says what became of a stored event. It is derived: nothing is kept of
-// an event but that it is parked. converted is the inbox's state of that name.
-func (p *Pipeline) StatusOf(ctx context.Context, stored *eventlog.StoredEvent, converted uint64) (Status, error) {
-	r := &result{stored: stored}
-	p.read(r)
-	status := Status{Type: r.eventType()}
-	if stored.Erased {
-		status.Outcome = Erased
-		return status, nil
-	}
-	parked, err := p.ParkedEvent(ctx, stored.ID)
-	switch {
-	case err == nil:
-		status.Outcome, status.Detail = parked.Outcome, parked.Detail
-		return status, nil
-	case !errors.Is(err, eventlog.ErrNotFound):
-		return Status{}, err
-	case r.event != nil && r.event.Ignored():
-		status.Outcome = Ignored
-		return status, nil
-	case r.event == nil:
-		status.Outcome, status.Detail = Pending, r.err.Error()
-		return status, nil
-	}
-	if status.OrderID, err = p.knownOrder(ctx, r.event); err != nil {
-		return Status{}, err
-	}
-	switch {
-	case stored.Sequence > converted && status.OrderID == "":
-		status.Outcome = Pending
-	case stored.Sequence > converted:
-		// The inbox's state counts up to the first event that is pending; this
-		// one may be done with all the same.
-		done, err := p.changedBy(ctx, status.OrderID, stored.ID)
-		if err != nil {
-			return Status{}, err
-		}
-		if status.Outcome = Pending; done {
-			status.Outcome = Converted
-		}
-	case status.OrderID == "":
-		status.Outcome = Ignored // its order never came, and it need not have one
-	default:
-		status.Outcome = Converted
-	}
-	return status, nil
-}
 
 // knownOrder returns the order that an event is about as far as is known here;
 // empty when it is not.
@@ -90,17 +26,17 @@ func (p *Pipeline) knownOrder(ctx context.Context, e *orders.Event) (string, err
 	return owner, err
 }
 
-// Reprocess converts stored events again, as after a mend of the conversion: a
-// parked event is applied if it can be now, and the order of a converted one is
-// made anew of all its events. changed is the new revision of an order that is
-// another one now, nil when nothing changed. The order is on disk when it
-// returns.
+// Reprocess converts a stored event again, for example with a corrected version: a parked or
+// waiting event is applied if that is possible now, and Stripe is asked at once; the order of a
+// converted event is rebuilt from all its events. changed is the new revision of an order that
+// differs now, nil if nothing changed. The order is on disk when Reprocess returns.
 func (p *Pipeline) Reprocess(ctx context.Context, stored *eventlog.StoredEvent) (status Status, changed *ordergatev1.Order, err error) {
-	parked, err := p.ParkedEvent(ctx, stored.ID)
+	unfinished, err := p.isUnfinished(ctx, stored.ID)
 	switch {
-	case err == nil:
-		changed, err = p.reprocessParked(ctx, stored, parked)
-	case errors.Is(err, eventlog.ErrNotFound):
+	case err != nil:
+	case unfinished:
+		changed, err = p.convertNow(ctx, stored)
+	default:
 		err = guard(func() (err error) {
 			changed, err = p.rebuild(ctx, stored)
 			return err
@@ -120,17 +56,22 @@ func (p *Pipeline) Reprocess(ctx context.Context, stored *eventlog.StoredEvent) 
 	return status, changed, err
 }
 
-func (p *Pipeline) reprocessParked(ctx context.Context, stored *eventlog.StoredEvent, parked Parked) (*ordergatev1.Order, error) {
-	r := &result{stored: stored, deliveries: maxLookups, slow: true}
-	p.read(r)
-	p.convert(ctx, r)
-	if r.outcome == retried {
-		return nil, r.err
+// isUnfinished reports whether an event is parked, waits, or was ignored.
+func (p *Pipeline) isUnfinished(ctx context.Context, eventID string) (bool, error) {
+	_, err := p.ParkedEvent(ctx, eventID)
+	if !errors.Is(err, eventlog.ErrNotFound) {
+		return err == nil, err
 	}
-	if r.outcome != Failed && r.outcome != Unmatched {
-		r.after = append(r.after, func(ctx context.Context) error { return p.unpark(ctx, stored.ID, parked) })
+	kept, err := p.recordOf(ctx, eventID)
+	if err != nil && !errors.Is(err, eventlog.ErrNotFound) {
+		return false, err
 	}
-	p.finish(ctx, []*result{r})
+	return kept.Outcome == Waiting || kept.Outcome == Ignored, nil
+}
+
+func (p *Pipeline) convertNow(ctx context.Context, stored *eventlog.StoredEvent) (*ordergatev1.Order, error) {
+	r := &result{stored: stored, asks: true, again: true, attempts: maxRefusals}
+	p.convertAsking(ctx, r)
 	if r.outcome == retried {
 		return nil, r.err
 	}
@@ -205,8 +146,15 @@ func (p *Pipeline) history(ctx context.Context, orderID, except string) ([]*orde
 	return events, err
 }
 
-// changedBy reports whether an event changed an order.
+// changedBy reports whether an event changed an order, which need not exist.
 func (p *Pipeline) changedBy(ctx context.Context, orderID, eventID string) (changed bool, err error) {
+	// Only what is on disk can be listed.
+	if _, err := p.Log.DurableOrder(ctx, orderID); err != nil {
+		if errors.Is(err, eventlog.ErrNotFound) {
+			return false, nil
+		}
+		return false, err
+	}
 	err = p.eachSource(ctx, orderID, func(id string) error {
 		changed = changed || id == eventID
 		return nil
@@ -214,15 +162,20 @@ func (p *Pipeline) changedBy(ctx context.Context, orderID, eventID string) (chan
 	return changed, err
 }
 
-// eachSource calls visit with the Stripe event behind each change of an order;
-// empty for a change that no event made.
+// eachSource calls visit with each Stripe event of each change of an order; empty
+// for a change that no event made.
 func (p *Pipeline) eachSource(ctx context.Context, orderID string, visit func(eventID string) error) error {
 	return p.eachRecord(ctx, orderID, func(record *eventlog.OrderRecord) error {
 		event, err := record.Event()
 		if err != nil {
 			return err
 		}
-		return visit(event.GetSourceEventId())
+		for _, id := range append([]string{event.GetSourceEventId()}, event.GetIncludedEventIds()...) {
+			if err := visit(id); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 }
 

@@ -5,11 +5,21 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/ordergate/ordergate/internal/eventlog"
 	"github.com/ordergate/ordergate/internal/orders"
 	"github.com/ordergate/ordergate/internal/stripeapi"
+)
+
+const (
+	// lookupTimeout bounds the requests to Stripe about one event.
+	lookupTimeout = time.Minute
+	// unsettledDelay is the time until Stripe is asked again about an object that is not an order
+	// yet, such as an open Checkout Session.
+	unsettledDelay = time.Hour
 )
 
 // referenceKey is the key of a reference in the bucket: accounts and modes
@@ -39,37 +49,22 @@ func referenceKeys(e *orders.Event) []string {
 	return keys
 }
 
-// record records what points to an event's order, and returns what waits until
-// that is done. It is begun before anything is written to the order, and each time,
-// because the two are not one transaction.
-func (p *Pipeline) record(r *result) (recorded func(context.Context) error) {
-	var putting []eventlog.Putting
-	for _, key := range referenceKeys(r.event) {
-		putting = append(putting, p.Log.Bucket(eventlog.References).Begin(key, []byte(r.orderID)))
-	}
-	return func(ctx context.Context) error {
-		var errs []error
-		for _, put := range putting {
-			errs = append(errs, put.Wait(ctx))
+// beginReferences begins to record the references of events to their order, and returns a function
+// that waits until that is done. It is done each time, because the references and the order are not
+// one transaction.
+func (p *Pipeline) beginReferences(orderID string, events []*result) (recorded func(context.Context) error) {
+	var puts []eventlog.Putting
+	for _, r := range events {
+		for _, key := range referenceKeys(r.event) {
+			puts = append(puts, p.Log.Bucket(eventlog.References).Begin(key, []byte(orderID)))
 		}
-		return errors.Join(errs...)
 	}
-}
-
-// orderOf returns the id of the order that an event is about.
-func (p *Pipeline) orderOf(ctx context.Context, r *result) (orderID string, err error) {
-	e := r.event
-	if e.OrderID() != "" && !e.MustClaim() {
-		return e.OrderID(), nil
+	return func(ctx context.Context) (err error) {
+		for _, put := range puts {
+			err = errors.Join(err, put.Wait(ctx))
+		}
+		return err
 	}
-	owner, err := p.owner(ctx, e)
-	if !errors.Is(err, eventlog.ErrNotFound) {
-		return owner, err
-	}
-	if e.OrderID() != "" {
-		return p.claim(ctx, r)
-	}
-	return p.recoverSale(ctx, r)
 }
 
 // owner returns the order that one of an event's references points to, the best
@@ -88,36 +83,76 @@ func (p *Pipeline) owner(ctx context.Context, e *orders.Event) (string, error) {
 	return "", fmt.Errorf("%s: %w", e.Type, eventlog.ErrNotFound)
 }
 
-// claim settles whose sale it is that a PaymentIntent or a subscription's first
-// invoice tells of: the Checkout Session's that Stripe names, else its own. Only
-// Stripe knows: without an API key the event waits for the Session's.
-func (p *Pipeline) claim(ctx context.Context, r *result) (orderID string, err error) {
-	e := r.event
-	if !p.hasKey(e.Livemode) {
-		return "", fmt.Errorf("%w: whether a Checkout Session claims it is only known with a Stripe API key for %s mode", errUnmatched, mode(e.Livemode))
+// lookupError is an answer of Stripe's that leaves open whose order an event is about.
+type lookupError struct{ cause error }
+
+func (e *lookupError) Error() string { return "lookup at Stripe: " + e.cause.Error() }
+func (e *lookupError) Unwrap() error { return e.cause }
+
+// refusedLookup returns the error of a lookup that did not find an object for certain.
+func refusedLookup(err error) error {
+	if errors.Is(err, stripeapi.ErrUnavailable) {
+		return err
 	}
-	if !r.slow {
-		return "", errAskStripe
+	return &lookupError{err}
+}
+
+// claim decides whose sale it is that a PaymentIntent or an invoice is about: the Checkout
+// Session's that Stripe names, else its own. Without an API key, only the event of that Session
+// can tell.
+func (p *Pipeline) claim(ctx context.Context, r *result) error {
+	e := r.event
+	switch {
+	case !p.hasKey(e.Livemode):
+		r.err = fmt.Errorf("only Stripe knows whether a Checkout Session claims this sale, and there is no API key for %s mode", mode(e.Livemode))
+		r.detail = r.err.Error()
+		return p.park(ctx, r, Unmatched)
+	case !r.asks:
+		p.schedule(r, taskClaim, task{Due: time.Now()})
+		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
 	defer cancel()
 	session, err := p.lookUpSession(ctx, e)
 	switch {
 	case err == nil:
-		return idOf(session), nil
+		r.orderID = idOf(session)
+		return nil
 	case !errors.Is(err, stripeapi.ErrNotFound):
-		return "", refused(err)
+		return p.unavailable(refusedLookup(err))
 	}
 	invoice, err := p.invoiceOf(ctx, e)
 	if err != nil {
-		return "", refused(err)
+		return p.unavailable(refusedLookup(err))
 	}
 	if invoice != "" {
-		return p.ownerOfInvoice(ctx, e, invoice)
+		return p.ofInvoice(ctx, r, invoice)
 	}
 	// The best reference decides between two gateways that come this far.
 	owner, err := p.Log.Bucket(eventlog.References).Claim(ctx, referenceKeys(e)[0], []byte(e.OrderID()))
-	return string(owner), err
+	r.orderID = string(owner)
+	return err
+}
+
+// ofInvoice makes an event one about the order of the invoice that its payment pays, or makes it
+// wait for that order.
+func (p *Pipeline) ofInvoice(ctx context.Context, r *result, invoice string) error {
+	key := referenceKey(r.event, orders.Reference{Kind: orders.Invoice, ID: invoice})
+	owner, err := p.Log.Bucket(eventlog.References).Get(ctx, key)
+	if !errors.Is(err, eventlog.ErrNotFound) {
+		r.orderID = string(owner)
+		return err
+	}
+	r.learned = append(r.learned, key)
+	return p.wait(ctx, r, "it pays "+invoice+", of which no order is known")
+}
+
+// unavailable keeps other lookups from Stripe for a while if an error says that it is unavailable.
+func (p *Pipeline) unavailable(err error) error {
+	if errors.Is(err, stripeapi.ErrUnavailable) {
+		p.items.setAway(time.Now().Add(p.itemsPause))
+	}
+	return err
 }
 
 // invoiceOf returns the invoice that a PaymentIntent pays; empty when it pays
@@ -134,15 +169,6 @@ func (p *Pipeline) invoiceOf(ctx context.Context, e *orders.Event) (string, erro
 	return paidInvoice(raw), nil
 }
 
-// ownerOfInvoice returns the order that an invoice is the sale of.
-func (p *Pipeline) ownerOfInvoice(ctx context.Context, e *orders.Event, invoice string) (string, error) {
-	owner, err := p.Log.Bucket(eventlog.References).Get(ctx, referenceKey(e, orders.Reference{Kind: orders.Invoice, ID: invoice}))
-	if errors.Is(err, eventlog.ErrNotFound) {
-		return "", fmt.Errorf("%w: it pays %s", errOfInvoice, invoice)
-	}
-	return string(owner), err
-}
-
 // paidInvoice reads which invoice a PaymentIntent pays.
 func paidInvoice(paymentIntent json.RawMessage) string {
 	var intent struct{ Invoice string }
@@ -150,15 +176,6 @@ func paidInvoice(paymentIntent json.RawMessage) string {
 		return ""
 	}
 	return intent.Invoice
-}
-
-// refused makes an event wait for its order where Stripe would not say which one
-// it is.
-func refused(err error) error {
-	if errors.Is(err, stripeapi.ErrUnavailable) {
-		return err
-	}
-	return fmt.Errorf("%w: %w", errUnmatched, err)
 }
 
 func idOf(raw json.RawMessage) string {
@@ -169,31 +186,68 @@ func idOf(raw json.RawMessage) string {
 	return object.ID
 }
 
-// recoverSale finds the sale that an event follows up and that was never heard
-// of, and rebuilds its order, which is then held for an operator.
-func (p *Pipeline) recoverSale(ctx context.Context, r *result) (orderID string, err error) {
+// lookUp asks Stripe for the sale that a waiting event follows up. A sale whose event never came
+// is rebuilt, and held for an operator. If Stripe's answer shows that the event concerns no order
+// of this gateway, it is ignored.
+func (p *Pipeline) lookUp(ctx context.Context, r *result) error {
 	e := r.event
-	// Most often the sale is only late.
-	if r.deliveries < maxDeliveries || e.Optional() || !p.hasKey(e.Livemode) {
-		return "", errUnmatched
-	}
-	if !r.slow {
-		return "", errAskStripe
+	if e.Optional() || !p.hasKey(e.Livemode) {
+		return p.wait(ctx, r, "its order is not known yet")
 	}
 	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
 	defer cancel()
-	sale, err := p.lookUpSale(ctx, e)
+	raw, err := p.lookUpSale(ctx, e)
 	if err != nil {
-		return "", refused(err)
+		return p.unavailable(refusedLookup(err))
 	}
-	rebuilt := &result{stored: r.stored, event: sale, deliveries: r.deliveries, slow: true}
-	if err := p.apply(ctx, rebuilt); err != nil {
-		return "", err
+	sale, err := orders.ParseLookup(raw, orders.Lookup{Account: e.Account, Livemode: e.Livemode, APIVersion: stripeapi.APIVersion}, p.Sources)
+	if err != nil {
+		return refusedLookup(err)
 	}
-	r.after = append(r.after, rebuilt.after...)
-	p.Logger.Warn("an order was rebuilt from a lookup at Stripe: its sale event never came. It is held until an operator releases it",
-		"order", rebuilt.orderID, "mode", mode(e.Livemode), "event", r.stored.ID)
-	return rebuilt.orderID, nil
+	if sale.Ignored() {
+		if p.mayBecomeSale(raw) {
+			p.schedule(r, taskLookup, task{Due: time.Now().Add(unsettledDelay)})
+			return p.wait(ctx, r, idOf(raw)+" at Stripe is not an order yet")
+		}
+		p.ignore(r, idOf(raw)+" at Stripe is not a sale of the configured order sources")
+		return nil
+	}
+	rebuilt := &result{stored: r.stored, event: sale, asks: true, again: true}
+	err = p.resolve(ctx, rebuilt, nil)
+	r.puts = append(r.puts, rebuilt.puts...)
+	if err != nil {
+		return err
+	}
+	if rebuilt.outcome != "" { // its order is another one, which is not there
+		return p.wait(ctx, r, "the sale at Stripe belongs to an order that is not known yet")
+	}
+	r.orderID, r.rebuilt = rebuilt.orderID, rebuilt
+	p.Logger.Warn("order rebuilt from a lookup at Stripe; it is held until an operator releases it",
+		"order", r.orderID, "mode", mode(e.Livemode), "event", r.stored.ID, "hint", "the sale event never came")
+	return nil
+}
+
+// mayBecomeSale reports whether an object that was looked up is not an order only because its
+// buyer has not come so far.
+func (p *Pipeline) mayBecomeSale(raw json.RawMessage) bool {
+	var o struct {
+		Object        string
+		Status        string
+		Mode          string
+		BillingReason string `json:"billing_reason"`
+	}
+	if json.Unmarshal(raw, &o) != nil {
+		return false
+	}
+	switch o.Object {
+	case "checkout.session":
+		return o.Status == "open" && o.Mode != "setup"
+	case "invoice":
+		return (o.Status == "open" || o.Status == "draft") && slices.Contains(p.Sources.Invoices, o.BillingReason)
+	case "payment_intent":
+		return p.Sources.PaymentIntents && o.Status != "canceled"
+	}
+	return false
 }
 
 // lookUpSession asks Stripe for the Checkout Session of a sale.
@@ -211,27 +265,20 @@ func (p *Pipeline) lookUpSession(ctx context.Context, e *orders.Event) (json.Raw
 
 // lookUpSale asks Stripe for the sale that an event follows up: the Session, the
 // invoice, or the PaymentIntent itself.
-func (p *Pipeline) lookUpSale(ctx context.Context, e *orders.Event) (*orders.Event, error) {
+func (p *Pipeline) lookUpSale(ctx context.Context, e *orders.Event) (json.RawMessage, error) {
 	raw, err := p.lookUpSession(ctx, e)
-	if errors.Is(err, stripeapi.ErrNotFound) {
-		raw, err = firstFound(e, func(reference orders.Reference, of stripeapi.Ref) (json.RawMessage, error) {
-			switch reference.Kind {
-			case orders.Invoice:
-				return p.Stripe.Invoice(ctx, of)
-			case orders.PaymentIntent:
-				return p.paymentOrItsInvoice(ctx, of)
-			}
-			return nil, stripeapi.ErrNotFound
-		})
+	if !errors.Is(err, stripeapi.ErrNotFound) {
+		return raw, err
 	}
-	if err != nil {
-		return nil, err
-	}
-	sale, err := orders.ParseLookup(raw, orders.Lookup{Account: e.Account, Livemode: e.Livemode, APIVersion: stripeapi.APIVersion}, p.Sources)
-	if err == nil && sale.Ignored() {
-		err = fmt.Errorf("%s is no sale of this gateway's: %w", idOf(raw), stripeapi.ErrNotFound)
-	}
-	return sale, err
+	return firstFound(e, func(reference orders.Reference, of stripeapi.Ref) (json.RawMessage, error) {
+		switch reference.Kind {
+		case orders.Invoice:
+			return p.Stripe.Invoice(ctx, of)
+		case orders.PaymentIntent:
+			return p.paymentOrItsInvoice(ctx, of)
+		}
+		return nil, stripeapi.ErrNotFound
+	})
 }
 
 // firstFound asks for each of an event's references in turn.

@@ -114,6 +114,7 @@ func withStripe(t *testing.T, r *rig) *shop {
 
 func impatient(r *rig) {
 	r.pipeline.retryDelay = func(int) time.Duration { return 10 * time.Millisecond }
+	r.pipeline.lookupDelay = 10 * time.Millisecond
 	r.pipeline.itemsInterval = 10 * time.Millisecond
 	r.pipeline.itemsPause = 50 * time.Millisecond
 }
@@ -246,79 +247,123 @@ func TestFollowUpsInAnyOrder(t *testing.T) {
 	}
 }
 
-// An event whose order is not known is parked, and applied when the order comes:
-// also when the gateway was restarted in between, and without its raw event.
-func TestUnmatchedWaitsForItsOrder(t *testing.T) {
-	r := newRig(t, nil)
-	impatient(r)
-	story := r.scenario("refunded")
-	r.storeAll(story[1])
-	parked := r.untilParked(story[1].ID)
-	if parked.Outcome != Unmatched || string(parked.Event) != string(story[1].Body) {
-		t.Errorf("parked = %+v", parked)
-	}
-	r.storeAll(story[0])
-	order := r.until(story[0].OrderID, directiveIs(ordergatev1.Directive_DIRECTIVE_CANCEL))
-	if order.GetStatus() != ordergatev1.OrderStatus_ORDER_STATUS_REFUNDED || order.GetRevision() != 2 {
-		t.Errorf("order = %v", order)
-	}
-	r.running(func() {
-		awaitValue(r, func() (bool, bool) {
-			_, err := r.pipeline.ParkedEvent(r.deadline(), story[1].ID)
-			return true, errors.Is(err, eventlog.ErrNotFound)
-		})
-	})
-	// The sale once more, as after a stop in the middle: nothing is left over.
-	again := sale(t, r, story[0])
-	if err := r.pipeline.apply(r.deadline(), again); err != nil {
-		t.Fatal(err)
-	}
-	r.pipeline.finish(r.deadline(), []*result{again})
-	if keys, err := r.log.Bucket(eventlog.Waiting).Get(r.deadline(), referenceKeys(again.event)[0]); !errors.Is(err, eventlog.ErrNotFound) {
-		t.Errorf("still waiting = %s, %v", keys, err)
-	}
+// untilOutcome runs the pipeline until an event has an outcome.
+func (r *rig) untilOutcome(eventID string, want Outcome) (status Status) {
+	r.t.Helper()
+	r.running(func() { status = r.awaitOutcome(eventID, want) })
+	return status
 }
 
-// An event that was parked, and not acked because the gateway was killed, comes
-// again and is converted: it is not left standing as parked.
-func TestParkedButNotAcked(t *testing.T) {
-	r := newRig(t, nil)
-	impatient(r)
-	story := r.scenario("refunded")
-	parked := sale(t, r, story[1])
-	parked.err = errUnmatched
-	r.pipeline.park(r.deadline(), parked, Unmatched)
-	if parked.outcome != Unmatched {
-		t.Fatal(parked.err)
+// awaitOutcome waits until an event has an outcome.
+func (r *rig) awaitOutcome(eventID string, want Outcome) (status Status) {
+	r.t.Helper()
+	defer func() {
+		if r.t.Failed() {
+			r.t.Logf("event %s is %+v, not %s", eventID, status, want)
+		}
+	}()
+	awaitValue(r, func() (bool, bool) {
+		status = r.status(eventID)
+		return true, status.Outcome == want
+	})
+	return status
+}
+
+// status returns the status of a stored event.
+func (r *rig) status(eventID string) Status {
+	r.t.Helper()
+	stored, err := r.log.InboxEvent(r.deadline(), eventID)
+	if err != nil {
+		r.t.Fatal(err)
 	}
-	r.storeAll(story...)
+	state, err := r.log.InboxState(r.deadline())
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	status, err := r.pipeline.StatusOf(r.deadline(), stored, state.Converted)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return status
+}
+
+// untilNothingWaits runs the pipeline until the waiting index is empty.
+func (r *rig) untilNothingWaits() {
+	r.t.Helper()
 	r.running(func() {
-		r.await(story[0].OrderID, directiveIs(ordergatev1.Directive_DIRECTIVE_CANCEL))
 		awaitValue(r, func() (bool, bool) {
-			keys, err := r.log.Bucket(eventlog.ParkedEvents).Keys(r.deadline())
+			keys, err := r.log.Bucket(eventlog.Waiting).Keys(r.deadline())
 			return true, err == nil && len(keys) == 0
 		})
 	})
 }
 
-// The order of an event that is being parked has come in that very moment: the
-// event is tried again, and leaves no notes.
-func TestOrderComesWhileItsEventIsParked(t *testing.T) {
+// An event without a known order waits from its first miss, also across a restart, and becomes part
+// of the order's first revision.
+func TestWaitingEventIsInTheFirstRevision(t *testing.T) {
 	r := newRig(t, nil)
 	story := r.scenario("refunded")
-	if err := r.pipeline.apply(r.deadline(), sale(t, r, story[0])); err != nil {
-		t.Fatal(err)
+	r.storeAll(story[1])
+	if status := r.untilOutcome(story[1].ID, Waiting); status.Detail == "" {
+		t.Errorf("status = %+v, want a reason", status)
 	}
-	late := sale(t, r, story[1])
-	late.err = errUnmatched
-	r.pipeline.park(r.deadline(), late, Unmatched)
-	if late.outcome != retried {
-		t.Errorf("outcome = %s, want that it is tried again", late.outcome)
+	if state, err := r.log.InboxState(r.deadline()); err != nil || state.Converted != state.Last {
+		t.Errorf("the queue holds the event still: %+v, %v", state, err)
 	}
-	for _, bucket := range []eventlog.BucketName{eventlog.ParkedEvents, eventlog.Waiting} {
-		if keys, err := r.log.Bucket(bucket).Keys(r.deadline()); err != nil || len(keys) != 0 {
-			t.Errorf("%s = %v, %v", bucket, keys, err)
+	r.storeAll(story[0])
+	order := r.until(story[0].OrderID, func(*ordergatev1.Order) bool { return true })
+	if order.GetStatus() != ordergatev1.OrderStatus_ORDER_STATUS_REFUNDED || order.GetDirective() != ordergatev1.Directive_DIRECTIVE_CANCEL || order.GetRevision() != 1 {
+		t.Errorf("order = %v", order)
+	}
+	for _, e := range story[:2] {
+		r.untilOutcome(e.ID, Converted)
+	}
+	r.untilNothingWaits()
+	// The sale once more, as after a stop in the middle: nothing is left over.
+	again := sale(t, r, story[0])
+	r.pipeline.convertAsking(r.deadline(), again)
+	if again.outcome != Unchanged {
+		t.Errorf("outcome = %s, %v", again.outcome, again.err)
+	}
+	r.untilNothingWaits()
+}
+
+// A kill after the event was indexed and before it was acknowledged leaves nothing in the index.
+func TestWaitingButNotAcknowledged(t *testing.T) {
+	r := newRig(t, nil)
+	story := r.scenario("refunded")
+	waiting := sale(t, r, story[1])
+	r.pipeline.convert(r.deadline(), []*result{waiting})
+	if waiting.outcome != Waiting {
+		t.Fatal(waiting.outcome, waiting.err)
+	}
+	r.storeAll(story...)
+	r.running(func() {
+		r.await(story[0].OrderID, directiveIs(ordergatev1.Directive_DIRECTIVE_CANCEL))
+		for _, e := range story[:2] {
+			r.awaitOutcome(e.ID, Converted)
 		}
+	})
+	r.untilNothingWaits()
+}
+
+// An order that appears while its event is being indexed or parked is not missed.
+func TestOrderAppearsWhileItsEventIsIndexed(t *testing.T) {
+	r := newRig(t, nil)
+	story := r.scenario("refunded")
+	r.pipeline.convertAsking(r.deadline(), sale(t, r, story[0]))
+	late := sale(t, r, story[1])
+	if err := r.pipeline.wait(r.deadline(), late, "a test"); err != nil || late.outcome != "" || late.orderID != story[0].OrderID {
+		t.Errorf("wait = %v, outcome %q of order %q, want the order", err, late.outcome, late.orderID)
+	}
+	parked := sale(t, r, story[1])
+	parked.attempts = maxRefusals
+	r.pipeline.failed(r.deadline(), parked, &lookupError{stripeapi.ErrPermission})
+	if parked.outcome != retried {
+		t.Errorf("outcome = %s, want another attempt", parked.outcome)
+	}
+	if keys, err := r.log.Bucket(eventlog.ParkedEvents).Keys(r.deadline()); err != nil || len(keys) != 0 {
+		t.Errorf("parked = %v, %v", keys, err)
 	}
 }
 
@@ -343,9 +388,8 @@ func TestAccountsAreKeptApart(t *testing.T) {
 	}
 	r.storeAll(story[0])
 	r.store("evt_other", []byte(strings.Replace(other, story[1].ID, "evt_other", 1)))
-	if parked := r.untilParked("evt_other"); parked.Outcome != Unmatched {
-		t.Errorf("parked = %+v", parked)
-	}
+	r.untilOutcome("evt_other", Waiting)
+	r.untilOutcome(story[0].ID, Converted)
 	if got := r.changes(); len(got) != 1 {
 		t.Errorf("changes = %v: an event of another account touched the order", got)
 	}
@@ -433,15 +477,11 @@ func TestPendingItemsAreNotedFirst(t *testing.T) {
 		t.Errorf("the note is gone before there is an order: %v", err)
 	}
 	// The order was written, and the note lost its race or was never flushed.
-	if err := r.pipeline.apply(r.deadline(), sale(t, r, story[0])); err != nil {
-		t.Fatal(err)
-	}
+	r.pipeline.convertAsking(r.deadline(), sale(t, r, story[0]))
 	if err := bucket.Delete(r.deadline(), id); err != nil {
 		t.Fatal(err)
 	}
-	if err := r.pipeline.apply(r.deadline(), sale(t, r, story[0])); err != nil {
-		t.Fatal(err)
-	}
+	r.pipeline.convertAsking(r.deadline(), sale(t, r, story[0]))
 	if _, err := bucket.Get(r.deadline(), id); err != nil {
 		t.Errorf("the event came again and the note is missing: %v", err)
 	}
@@ -777,7 +817,9 @@ func TestReprocessParked(t *testing.T) {
 	r.storeAll(story...)
 	// As if it could not be read at first.
 	broken := &result{stored: &eventlog.StoredEvent{RawEvent: eventlog.RawEvent{ID: box[0].ID, Body: box[0].Body}}, err: errors.New("unreadable")}
-	r.pipeline.park(r.deadline(), broken, Failed)
+	if err := r.pipeline.park(r.deadline(), broken, Failed); err != nil {
+		t.Fatal(err)
+	}
 	r.storeAll(box...)
 	r.until(story[0].OrderID, directiveIs(ordergatev1.Directive_DIRECTIVE_SHIP))
 	r.pipeline.Sources = sources
@@ -807,4 +849,22 @@ func TestBacklogIsSaid(t *testing.T) {
 	if err := r.pipeline.warnOfBacklog(r.deadline()); err != nil || !strings.Contains(r.lines.String(), "oldest="+story[0].ID) {
 		t.Errorf("the backlog was not said: %v", err)
 	}
+}
+
+// A dismissed event is done with: it is IGNORED with the reason, and its order does not take it.
+func TestDismiss(t *testing.T) {
+	r := newRig(t, nil)
+	story := r.scenario("subscription")
+	r.storeAll(story[1])
+	r.untilParked(story[1].ID)
+	if err := r.pipeline.Dismiss(r.deadline(), story[1].ID, "a trial of ours"); err != nil {
+		t.Fatal(err)
+	}
+	if status := r.status(story[1].ID); status.Outcome != Ignored || status.Detail != "dismissed: a trial of ours" {
+		t.Errorf("status = %+v", status)
+	}
+	if err := r.pipeline.Dismiss(r.deadline(), story[1].ID, "again"); !errors.Is(err, ErrNotParked) {
+		t.Errorf("dismissed twice: %v", err)
+	}
+	r.untilNothingWaits()
 }

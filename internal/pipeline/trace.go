@@ -20,7 +20,7 @@ func (p *Pipeline) traced(ctx context.Context, r *result) context.Context {
 			return ctx
 		}
 		_, r.span = p.Tracer.Start(appended, "convert", trace.WithSpanKind(trace.SpanKindConsumer), trace.WithAttributes(
-			attribute.String("ordergate.event.id", r.stored.ID), attribute.Int("ordergate.delivery", r.deliveries)))
+			attribute.String("ordergate.event.id", r.stored.ID), attribute.Int("ordergate.delivery", r.tries())))
 	}
 	return trace.ContextWithSpan(ctx, r.span)
 }
@@ -32,7 +32,7 @@ func (r *result) endSpan() {
 		return
 	}
 	attributes := []attribute.KeyValue{
-		attribute.String("ordergate.event.type", r.eventType()), attribute.String("ordergate.outcome", string(r.outcome)), attribute.Bool("ordergate.asked_stripe", r.slow)}
+		attribute.String("ordergate.event.type", r.eventType()), attribute.String("ordergate.outcome", string(r.outcome)), attribute.Bool("ordergate.asked_stripe", r.asks)}
 	if r.event != nil {
 		attributes = append(attributes, attribute.Bool("ordergate.livemode", r.event.Livemode))
 	}
