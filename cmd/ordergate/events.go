@@ -24,12 +24,13 @@ type eventsCommands struct {
 	List      eventsListCommand      `cmd:"" help:"List stored events, the newest first, and what became of them."`
 	Get       eventsGetCommand       `cmd:"" help:"Show one event, what became of it, and its body as Stripe sent it."`
 	Reprocess eventsReprocessCommand `cmd:"" help:"Convert events again: parked ones, or those of orders that a mended conversion corrects."`
+	Dismiss   eventsDismissCommand   `cmd:"" help:"End parked events that concern no order: they become IGNORED."`
 }
 
 type eventsListCommand struct {
 	clientFlags `embed:""`
 	Parked      bool     `name:"parked" help:"Only events that are parked: UNMATCHED or FAILED."`
-	Outcome     []string `name:"outcome" placeholder:"NAME" help:"Only events of which this became: CONVERTED, IGNORED, UNMATCHED, FAILED, PENDING."`
+	Outcome     []string `name:"outcome" placeholder:"NAME" help:"Only events of which this became: CONVERTED, UNCHANGED, WAITING, IGNORED, UNMATCHED, FAILED, PENDING, ERASED."`
 	Type        []string `name:"type" placeholder:"TYPE" help:"Only events of this type, such as charge.refunded."`
 	Since       moment   `name:"since" placeholder:"TIME" help:"Only events stored at or after this time (2026-01-31T08:00:00Z, or 48h for as long ago)."`
 	Until       moment   `name:"until" placeholder:"TIME" help:"Only events stored before this time."`
@@ -204,6 +205,38 @@ func (r *eventsReprocessCommand) Run(ctx context.Context, c console) error {
 			}
 			return printReprocessed(c.stdout, response)
 		})
+	})
+}
+
+type eventsDismissCommand struct {
+	clientFlags `embed:""`
+	Events      []string `arg:"" name:"event" help:"The ids of the parked events."`
+	Reason      string   `name:"reason" required:"" help:"The reason, which is kept with the events."`
+}
+
+// Help is the longer text of `ordergate events dismiss --help`.
+func (eventsDismissCommand) Help() string {
+	return `A dismissed event is not applied if its order appears later; "ordergate events reprocess" still takes it. Either all of the events are dismissed or none.
+
+Example:
+  ordergate events dismiss evt_1A evt_1B --reason "terminal payments"`
+}
+
+func (d *eventsDismissCommand) Run(ctx context.Context, c console) error {
+	return d.call(func(conn *grpc.ClientConn) error {
+		response, err := ordergatev1.NewEventServiceClient(conn).DismissEvents(ctx, &ordergatev1.DismissEventsRequest{EventIds: d.Events, Reason: d.Reason})
+		if err != nil {
+			return err
+		}
+		if d.JSON {
+			return printJSON(c.stdout, response)
+		}
+		for _, event := range response.GetEvents() {
+			if _, err := fmt.Fprintf(c.stdout, "%s  %s  %s: %s\n", event.GetId(), plain(event.GetType()), enumName(event.GetOutcome()), plain(brief(event.GetDetail()))); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 }
 

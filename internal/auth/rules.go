@@ -53,6 +53,7 @@ var rules = map[string]rule{
 	ordergatev1.EventService_GetEvent_FullMethodName:        forOperators,
 	ordergatev1.EventService_ReprocessEvents_FullMethodName: forOperators,
 	ordergatev1.EventService_Backfill_FullMethodName:        forOperators,
+	ordergatev1.EventService_DismissEvents_FullMethodName:   forOperators,
 
 	healthv1.Health_Check_FullMethodName: forAll,
 	healthv1.Health_List_FullMethodName:  forAll,

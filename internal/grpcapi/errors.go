@@ -30,6 +30,7 @@ const (
 	reasonOrderNotFound     = "ORDER_NOT_FOUND"
 	reasonOrderConflict     = "ORDER_CONFLICT"
 	reasonEventNotFound     = "EVENT_NOT_FOUND"
+	reasonNotParked         = "EVENT_NOT_PARKED"
 	reasonPageToken         = "PAGE_TOKEN_INVALID"
 	reasonResumeToken       = "RESUME_TOKEN_INVALID"
 	reasonResumeExpired     = "RESUME_TOKEN_EXPIRED"
@@ -133,6 +134,8 @@ func statusOf(err error) *status.Status {
 		return keyProblem(reasonKeyMissing, "the gateway has no Stripe API key, which listing events needs: start it with STRIPE_API_KEY set to a restricted key (rk_…) with Read on Events")
 	case errors.Is(err, stripeapi.ErrPermission), errors.Is(err, stripeapi.ErrUnauthorized):
 		return keyProblem(reasonKeyRefused, "Stripe refuses the gateway's API key: the gateway's own log says which permission is missing, or that the key is not accepted")
+	case errors.Is(err, pipeline.ErrNotParked):
+		return newStatus(codes.FailedPrecondition, err.Error()+": only UNMATCHED and FAILED events can be dismissed; no event was", reasonNotParked, nil)
 	case errors.Is(err, pipeline.ErrBusy):
 		return newStatus(codes.Aborted, "another backfill is running, one of an operator's or the gateway's own after it was down: try again when it has ended", reasonBackfillRunning, nil, retryInfo())
 	case errors.Is(err, stripeapi.ErrUnavailable):

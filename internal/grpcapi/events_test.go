@@ -596,3 +596,35 @@ func TestBackfillIsAloneAndEndsWithTheGateway(t *testing.T) {
 	_, err = running.Recv()
 	expectProblem(t, err, problem{Code: codes.Unavailable, Reason: "SHUTTING_DOWN", Retry: true})
 }
+
+func TestDismissEvents(t *testing.T) {
+	g := newGateway(t, t.TempDir())
+	g.receive(t, "evt_poison", []byte(poison))
+	sale := g.receiveStory(t, sample.Completed)[0]
+	g.convert(t, sale)
+	for _, tt := range []struct {
+		request *ordergatev1.DismissEventsRequest
+		want    problem
+	}{
+		{&ordergatev1.DismissEventsRequest{Reason: "x"}, badField("event_ids")},
+		{&ordergatev1.DismissEventsRequest{EventIds: []string{"cs_1"}, Reason: "x"}, badField("event_ids")},
+		{&ordergatev1.DismissEventsRequest{EventIds: make([]string, 101), Reason: "x"}, badField("event_ids")},
+		{&ordergatev1.DismissEventsRequest{EventIds: []string{"evt_poison"}}, badField("reason")},
+		{&ordergatev1.DismissEventsRequest{EventIds: []string{"evt_poison"}, Reason: strings.Repeat("ä", 501)}, badField("reason")},
+		{&ordergatev1.DismissEventsRequest{EventIds: []string{"evt_poison", "evt_none"}, Reason: "x"}, problem{Code: codes.NotFound, Reason: "EVENT_NOT_FOUND"}},
+		{&ordergatev1.DismissEventsRequest{EventIds: []string{"evt_poison", sale.ID}, Reason: "x"}, problem{Code: codes.FailedPrecondition, Reason: "EVENT_NOT_PARKED"}},
+	} {
+		_, err := g.events.DismissEvents(deadline(t), tt.request)
+		expectProblem(t, err, tt.want)
+	}
+	if event := g.getEvent(t, "evt_poison").GetEvent(); event.GetOutcome() != failed {
+		t.Errorf("a refused request dismissed an event: %v", event)
+	}
+	response, err := g.events.DismissEvents(deadline(t), &ordergatev1.DismissEventsRequest{EventIds: []string{"evt_poison", "evt_poison"}, Reason: "a test of ours"})
+	if err != nil || len(response.GetEvents()) != 2 || response.GetEvents()[0].GetOutcome() != ignored || response.GetEvents()[0].GetDetail() != "dismissed: a test of ours" {
+		t.Errorf("response = %v, %v", response, err)
+	}
+	if parked := g.list(t, 10, &ordergatev1.EventFilter{ParkedOnly: true}); len(parked) != 0 {
+		t.Errorf("parked = %v", parked)
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"regexp"
 	"slices"
 	"time"
+	"unicode/utf8"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -91,12 +92,32 @@ func checkSelection(request *ordergatev1.ReprocessEventsRequest) error {
 	if n := len(request.GetEventIds()); n > maxFilterIDs {
 		return invalid("event_ids", "has %d ids, at most %d: give a start_time instead, or call several times", n, maxFilterIDs)
 	}
-	for _, id := range request.GetEventIds() {
+	if err := checkEventIDs(request.GetEventIds()); err != nil {
+		return err
+	}
+	return checkTimes(map[string]*timestamppb.Timestamp{"start_time": request.GetStartTime(), "end_time": request.GetEndTime()})
+}
+
+// maxDismissReason bounds the reason of a dismissal, in characters.
+const maxDismissReason = 500
+
+func checkDismissal(request *ordergatev1.DismissEventsRequest) error {
+	if n := len(request.GetEventIds()); n < 1 || n > maxFilterIDs {
+		return invalid("event_ids", "has %d ids: give 1 to %d", n, maxFilterIDs)
+	}
+	if n := utf8.RuneCountInString(request.GetReason()); n < 1 || n > maxDismissReason {
+		return invalid("reason", "has %d characters: give a reason of 1 to %d", n, maxDismissReason)
+	}
+	return checkEventIDs(request.GetEventIds())
+}
+
+func checkEventIDs(ids []string) error {
+	for _, id := range ids {
 		if err := checkEventID("event_ids", id); err != nil {
 			return err
 		}
 	}
-	return checkTimes(map[string]*timestamppb.Timestamp{"start_time": request.GetStartTime(), "end_time": request.GetEndTime()})
+	return nil
 }
 
 func checkSince(request *ordergatev1.BackfillRequest) error {

@@ -132,6 +132,7 @@ var whoMay = map[string]struct {
 	"ordergate.v1.EventService/GetEvent":        {"operator", false},
 	"ordergate.v1.EventService/ReprocessEvents": {"operator", false},
 	"ordergate.v1.EventService/Backfill":        {"operator", false},
+	"ordergate.v1.EventService/DismissEvents":   {"operator", false},
 
 	"grpc.health.v1.Health/Check": {},
 	"grpc.health.v1.Health/List":  {},
