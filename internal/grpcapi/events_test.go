@@ -244,9 +244,6 @@ func TestListEvents(t *testing.T) {
 		})
 	}
 
-	badField := func(field string) problem {
-		return problem{Code: codes.InvalidArgument, Reason: "INVALID_REQUEST", Field: field}
-	}
 	badToken := problem{Code: codes.InvalidArgument, Reason: "PAGE_TOKEN_INVALID", Field: "page_token"}
 	first, err := g.events.ListEvents(deadline(t), &ordergatev1.ListEventsRequest{PageSize: 1})
 	if err != nil {
@@ -310,9 +307,6 @@ func TestHoldAndRelease(t *testing.T) {
 		t.Errorf("order = %v, %v", free, err)
 	}
 
-	badField := func(field string) problem {
-		return problem{Code: codes.InvalidArgument, Reason: "INVALID_REQUEST", Field: field}
-	}
 	for _, tt := range []struct {
 		order, reason string
 		want          problem
@@ -464,12 +458,13 @@ func TestReprocessCorrectsOrders(t *testing.T) {
 	expectCounts(t, last, 1, 0, 0)
 }
 
+func badField(field string) problem {
+	return problem{Code: codes.InvalidArgument, Reason: "INVALID_REQUEST", Field: field}
+}
+
 func TestReprocessErrors(t *testing.T) {
 	g := newGateway(t, t.TempDir())
 	g.receive(t, "evt_poison", []byte(poison))
-	badField := func(field string) problem {
-		return problem{Code: codes.InvalidArgument, Reason: "INVALID_REQUEST", Field: field}
-	}
 	now := timestamppb.Now()
 	for _, tt := range []struct {
 		request *ordergatev1.ReprocessEventsRequest

@@ -102,11 +102,13 @@ func (p *Pipeline) StatusOf(ctx context.Context, stored *eventlog.StoredEvent, c
 	if err != nil && !errors.Is(err, eventlog.ErrNotFound) {
 		return Status{}, err
 	}
+	status.Outcome, status.Detail, status.OrderID = kept.Outcome, kept.Detail, kept.OrderID
 	if r.event == nil {
-		status.Outcome, status.Detail = Pending, r.err.Error()
+		if kept.Outcome == "" {
+			status.Outcome, status.Detail = Pending, r.err.Error()
+		}
 		return status, nil
 	}
-	status.Outcome, status.Detail, status.OrderID = kept.Outcome, kept.Detail, kept.OrderID
 	if status.OrderID == "" && kept.Outcome != Ignored {
 		if status.OrderID, err = p.knownOrder(ctx, r.event); err != nil {
 			return Status{}, err
