@@ -149,6 +149,7 @@ func newGateway(ctx context.Context, cfg config.Config, logger *slog.Logger) (_ 
 		Stripe:        p.stripe,
 		Sources:       orders.Sources{PaymentIntents: cfg.PaymentIntents(), Invoices: cfg.InvoiceReasons()},
 		ItemsDeadline: cfg.LineItemsDeadline,
+		ShipDelay:     cfg.ShipDelay,
 		Logger:        logger,
 		Metrics:       metrics,
 		Tracer:        g.tracing.Tracer(),

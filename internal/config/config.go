@@ -31,6 +31,7 @@ const (
 	maxStripeRate = 100
 	// An event that waits for longer comes again from the log.
 	maxLineItemsDeadline = time.Minute
+	maxShipDelay         = 72 * time.Hour
 )
 
 // Config are the settings of `ordergate serve` and `ordergate dev`. The tags
@@ -67,6 +68,7 @@ type Config struct {
 	StripeAPIBase     string        `name:"stripe-api-base" env:"STRIPE_API_BASE" placeholder:"URL" help:"Another server for Stripe's API, for tests."`
 	StripeRate        float64       `name:"stripe-rate" env:"ORDERGATE_STRIPE_RATE" default:"20" help:"How many requests a second may go to Stripe's API in all: more than 0, at most 100."`
 	LineItemsDeadline time.Duration `name:"line-items-deadline" env:"ORDERGATE_LINE_ITEMS_DEADLINE" default:"30s" help:"How long an order waits for its line items before it goes out without them (0s to 1m); they follow."`
+	ShipDelay         time.Duration `name:"ship-delay" env:"ORDERGATE_SHIP_DELAY" default:"0s" help:"How long a paid order stays in WAIT (SETTLING) before it may be shipped (0s to 72h), for shops whose reviews arrive seconds after the payment."`
 	OrderSources      []string      `name:"order-sources" env:"ORDERGATE_ORDER_SOURCES" default:"checkout_session,invoice.subscription_create,invoice.subscription_cycle" help:"What makes orders: checkout_session (always), payment_intent for shops on Stripe Elements (needs an API key), and invoice.REASON for invoices of a billing reason: subscription_create, subscription_cycle, subscription_update, manual."`
 
 	OTLPEndpoint string  `name:"otlp-endpoint" env:"OTEL_EXPORTER_OTLP_ENDPOINT" placeholder:"URL" help:"Where a collector takes traces (OTLP over gRPC), such as http://localhost:4317, or https://... with TLS. Without it nothing is traced."`
@@ -189,6 +191,9 @@ func (c *Config) Check() error {
 	}
 	if c.LineItemsDeadline < 0 || c.LineItemsDeadline > maxLineItemsDeadline {
 		wrong("--line-items-deadline %v: want 0s to %v", c.LineItemsDeadline, maxLineItemsDeadline)
+	}
+	if c.ShipDelay < 0 || c.ShipDelay > maxShipDelay {
+		wrong("--ship-delay %v: want 0s to %v", c.ShipDelay, maxShipDelay)
 	}
 	problems = append(problems, c.CheckStore())
 	problems = append(problems, c.checkSources()...)

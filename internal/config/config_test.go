@@ -70,6 +70,8 @@ func TestCheck(t *testing.T) {
 		{"no requests to Stripe", func(c *Config) { c.StripeRate = 0 }, "--stripe-rate"},
 		{"a rate that is none", func(c *Config) { c.StripeRate = math.NaN() }, "--stripe-rate"},
 		{"line items too late", func(c *Config) { c.LineItemsDeadline = time.Hour }, "--line-items-deadline"},
+		{"too long a ship delay", func(c *Config) { c.ShipDelay = 73 * time.Hour }, "--ship-delay"},
+		{"negative ship delay", func(c *Config) { c.ShipDelay = -1 }, "--ship-delay"},
 		{"no waiting for line items", func(c *Config) { c.LineItemsDeadline = 0 }, ""},
 		{"unknown source", func(c *Config) { c.OrderSources = []string{"invoice.gift"} }, "--order-sources"},
 		{"PaymentIntents without a key", func(c *Config) { c.OrderSources = []string{"payment_intent"} }, "STRIPE_API_KEY"},
