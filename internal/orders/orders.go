@@ -137,6 +137,9 @@ func applySale(current *ordergatev1.Order, e *Event, items LineItems) (*ordergat
 		return nil, unknown
 	}
 	next, known := merge(current, e.sale)
+	if !e.lookup { // the sale event has come after all, as if it had only been late
+		next.Recovered = false
+	}
 	mergeLineItems(next, items)
 	mergeOwnItems(next, current, e.sale)
 	return next, known

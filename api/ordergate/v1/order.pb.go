@@ -975,9 +975,8 @@ type Order struct {
 	// The charges of which an event told a refunded sum, sorted by id. At most
 	// 100.
 	Charges []*Charge `protobuf:"bytes,31,rep,name=charges,proto3" json:"charges,omitempty"`
-	// True when the order was rebuilt from a lookup at Stripe and not from its
-	// sale event. It is held (HOLD_REASON_RECOVERED) until an operator releases
-	// it, and this stays true.
+	// True while the order is known only from a lookup at Stripe and not from its sale event. It is
+	// held (HOLD_REASON_RECOVERED) until an operator releases it, or the sale event arrives.
 	Recovered bool `protobuf:"varint,32,opt,name=recovered,proto3" json:"recovered,omitempty"`
 	// Set exactly while an operator holds the order.
 	OperatorHold *OperatorHold `protobuf:"bytes,33,opt,name=operator_hold,json=operatorHold,proto3" json:"operator_hold,omitempty"`
