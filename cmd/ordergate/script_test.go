@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"regexp"
@@ -50,6 +51,7 @@ func scripts(dir string) testscript.Params {
 			"eventually":    eventually,
 			"until":         until,
 			"post-event":    postEvent,
+			"story":         tellStory,
 			"load-and-kill": loadAnd(os.Kill),
 			"load-and-stop": loadAnd(os.Interrupt),
 			"balance-books": balanceBooks,
@@ -150,6 +152,31 @@ func postEvent(ts *testscript.TestScript, neg bool, args []string) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	ts.Check(post(ctx, ts.Getenv("ORDERGATE_URL"), secrets[0], []byte(ts.ReadFile(args[0]))))
+}
+
+// tellStory SCENARIO sends the events of a scenario, each when the one before it was converted:
+// events that are converted together may become one revision.
+func tellStory(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) != 1 {
+		ts.Fatalf("usage: story SCENARIO")
+	}
+	secrets, err := stripehook.ParseSecrets(ts.Getenv("STRIPE_WEBHOOK_SECRET"))
+	ts.Check(err)
+	story, err := sample.Scenario(args[0], time.Now())
+	ts.Check(err)
+	for _, event := range story {
+		poll(ts, "the conversion of "+event.Type, func(ctx context.Context) bool {
+			ts.Check(post(ctx, ts.Getenv("ORDERGATE_URL"), secrets[0], event.Body)) // a copy changes nothing
+			request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+ts.Getenv("ORDERGATE_ADMIN_ADDR")+"/v1/events/"+event.ID, nil)
+			ts.Check(err)
+			response, err := http.DefaultClient.Do(request)
+			ts.Check(err)
+			defer response.Body.Close()
+			body, err := io.ReadAll(response.Body)
+			ts.Check(err)
+			return response.StatusCode == http.StatusOK && !bytes.Contains(body, []byte("EVENT_OUTCOME_PENDING"))
+		})
+	}
 }
 
 // books are what a script sent and what was answered, by order id.

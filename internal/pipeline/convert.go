@@ -274,7 +274,7 @@ func (p *Pipeline) tryCommit(ctx context.Context, orderID string, events []*resu
 	for _, r := range waiting {
 		r.orderID = orderID
 	}
-	// Most sales are new: the write finds out, without a read.
+	// Most sales are new: the write finds out, without a read of the order.
 	unread := slices.ContainsFunc(events, func(r *result) bool { return r.event.OrderID() == orderID && !r.again })
 	for range maxConflicts {
 		var current *ordergatev1.Order
@@ -293,8 +293,13 @@ func (p *Pipeline) tryCommit(ctx context.Context, orderID string, events []*resu
 		if current == nil && !slices.ContainsFunc(events, func(r *result) bool { return r.event.OrderID() == orderID }) {
 			return p.waitAll(ctx, events)
 		}
+		revisions := plan(current, events, waiting, items)
+		if unread && !slices.ContainsFunc(revisions, func(rev revision) bool { return rev.change != nil }) {
+			unread = false // nothing new for a new order, but perhaps for one that is there
+			continue
+		}
 		recorded := p.beginReferences(orderID, append(slices.Clone(waiting), events...))
-		err := p.write(ctx, current, previous, plan(current, events, waiting, items))
+		err := p.write(ctx, current, previous, revisions)
 		if recordErr := recorded(ctx); err == nil {
 			err = recordErr // the events of the order must find it
 		}

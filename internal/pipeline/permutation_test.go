@@ -32,6 +32,9 @@ type lifecycle struct {
 func lifecycles(t *testing.T) (all []lifecycle) {
 	t.Helper()
 	for _, scenario := range sample.Scenarios() {
+		if scenario.Name == "expires" {
+			continue // at Stripe, a session that was completed does not expire: see orders.Apply
+		}
 		all = append(all, lifecycle{
 			name: scenario.Name,
 			cast: regexp.MustCompile(`[0-9A-Z]{14,}`),
@@ -153,6 +156,12 @@ func (r *rig) play(events []sample.Event, items orders.LineItems) map[string]*or
 		})
 		if err != nil {
 			r.t.Fatal(err)
+		}
+	}
+	for id, order := range newest {
+		want := r.reference(id, parsed, items)
+		if order.GetDirective() != want.GetDirective() || order.GetStatus() != want.GetStatus() {
+			r.t.Errorf("%s ends as %v, %v; all events at once make it %v, %v", id, order.GetStatus(), order.GetDirective(), want.GetStatus(), want.GetDirective())
 		}
 	}
 	return newest
