@@ -66,7 +66,7 @@ func TestWorkThroughCrashes(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	ledger := &ledger{t: t, events: map[string]*worked{}, orders: map[string]*worked{}}
+	ledger := &ledger{t: t, events: map[string]*worked{}, orders: map[string]*worked{}, sources: map[string]bool{}}
 	var working sync.WaitGroup
 	calm, calmDown := context.WithCancel(ctx)
 	done, finish := context.WithCancel(ctx)
@@ -115,12 +115,12 @@ func TestClientThroughCrashes(t *testing.T) {
 	g.start(ctx)
 	working, finish := context.WithCancel(ctx)
 	var mu sync.Mutex
-	newest, handled := map[string]int64{}, map[string]int{}
+	newest, handled, sources := map[string]int64{}, map[string]int{}, map[string]bool{}
 	running := map[string]bool{}
 	count := func() int {
 		mu.Lock()
 		defer mu.Unlock()
-		return len(handled)
+		return len(sources)
 	}
 	handler := func(_ context.Context, delivery *client.Delivery) error {
 		order, event := delivery.Event.GetOrder(), delivery.Event.GetId()
@@ -140,6 +140,9 @@ func TestClientThroughCrashes(t *testing.T) {
 		defer mu.Unlock()
 		delete(running, order.GetId())
 		handled[event]++
+		for _, id := range sourcesOf(delivery.Event) {
+			sources[id] = true
+		}
 		return nil
 	}
 	var workers sync.WaitGroup
@@ -358,6 +361,7 @@ type ledger struct {
 	mu      sync.Mutex
 	life    int
 	events  map[string]*worked // by event id
+	sources map[string]bool    // the Stripe events that the delivered ones were made of
 	orders  map[string]*worked // the newest event that was delivered in this life, by order id
 	settled int
 
@@ -401,6 +405,9 @@ func (l *ledger) delivered(d *ordergatev1.Delivery, life int) bool {
 		return false
 	}
 	l.deliveries++
+	for _, id := range sourcesOf(d.GetEvent()) {
+		l.sources[id] = true
+	}
 	revision := order.GetRevision()
 	for earlier := int64(1); earlier < revision; earlier++ {
 		if before := l.events[fmt.Sprintf("%s.%d", order.GetId(), earlier)]; before == nil || !before.acked {
@@ -460,11 +467,17 @@ func (l *ledger) done() int {
 	return l.settled
 }
 
-// known is how many events were delivered, each counted once.
+// known is the number of Stripe events in what was delivered. Several may be in one order event:
+// those that were converted together.
 func (l *ledger) known() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return len(l.events)
+	return len(l.sources)
+}
+
+// sourcesOf returns the Stripe events that an order event was made of.
+func sourcesOf(event *ordergatev1.OrderEvent) []string {
+	return append([]string{event.GetSourceEventId()}, event.GetIncludedEventIds()...)
 }
 
 func (l *ledger) balance(stored []string) {

@@ -65,7 +65,7 @@ func TestMigrate(t *testing.T) {
 	if out, err = migrate("--replicas", "1", "--apply"); err != nil {
 		t.Fatal(err)
 	}
-	wants(t, out, "done: 13 streams were made or changed$")
+	wants(t, out, "done: 15 streams were made or changed$")
 	log, err := eventlog.Open(ctx, sharedLog(cluster, 1))
 	if err != nil {
 		t.Fatal(err)
@@ -111,7 +111,7 @@ func TestMigrate(t *testing.T) {
 		t.Fatal(err)
 	}
 	out, err = migrate("--inbox-max-age", "1001h", "--apply")
-	if err == nil || !strings.Contains(err.Error(), "nothing was changed: 1 of 1 changes") {
+	if err == nil || !strings.Contains(err.Error(), "nothing was changed: 1 of 4 changes") {
 		t.Errorf("err = %v", err)
 	}
 	wants(t, out, "INBOX +max_age: ", " +refused: it is fed by another stream")
@@ -130,7 +130,7 @@ func TestCheckCluster(t *testing.T) {
 	if err != nil {
 		t.Error(err)
 	}
-	wants(t, out, "ok    settings ", `ok    NATS +n1 \(2\.\S+\), n2 \(2\.\S+\), n3 \(2\.\S+\)$`, "ok    JetStream +the account takes 0 B", "ok    streams +13 are missing: serve makes them$", "ok    replicas +3 servers", "ok    door ")
+	wants(t, out, "ok    settings ", `ok    NATS +n1 \(2\.\S+\), n2 \(2\.\S+\), n3 \(2\.\S+\)$`, "ok    JetStream +the account takes 0 B", "ok    streams +15 are missing: serve makes them$", "ok    replicas +3 servers", "ok    door ")
 	if strings.Contains(out, "data directory") {
 		t.Errorf("it looks at a data directory:\n%s", out)
 	}

@@ -427,7 +427,7 @@ func (p *Pipeline) write(ctx context.Context, current *ordergatev1.Order, previo
 		if rev.change == nil {
 			continue
 		}
-		change, sequence, err := p.append(ctx, current, rev.change, sourcesOf(rev), previous)
+		change, sequence, err := p.append(rev.traced(ctx), current, rev.change, sourcesOf(rev), previous)
 		if err != nil {
 			return err
 		}
@@ -439,6 +439,16 @@ func (p *Pipeline) write(ctx context.Context, current *ordergatev1.Order, previo
 		current, previous = change.Order, sequence
 	}
 	return nil
+}
+
+// traced returns ctx with the span of the first of the revision's events that is traced.
+func (rev revision) traced(ctx context.Context) context.Context {
+	for _, r := range rev.events {
+		if r.span != nil {
+			return trace.ContextWithSpan(ctx, r.span)
+		}
+	}
+	return ctx
 }
 
 // sourcesOf returns the ids of the events that made a change, the one that caused it first.
