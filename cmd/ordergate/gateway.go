@@ -53,7 +53,7 @@ type gateway struct {
 	keys          *auth.Keys // nil without TLS
 	ingressKeys   *auth.Keys // the same
 	grpc          *grpcapi.Server
-	conn          *grpc.ClientConn // to the own gRPC server
+	conn, streams *grpc.ClientConn // to the own gRPC server
 	tracing       *telemetry.Tracing
 	ingress       *http.Server
 	admin         *http.Server
@@ -172,6 +172,9 @@ func newGateway(ctx context.Context, cfg config.Config, logger *slog.Logger) (_ 
 	if err != nil {
 		return nil, err
 	}
+	if g.streams, err = grpc.NewClient(inProcessTarget, g.dialOptions()...); err != nil {
+		return nil, err
+	}
 	g.ingressListener = ingress.Limit(g.ingressListener, p.ingressKeys != nil, metrics, logger)
 	g.ingress = ingress.Server(ingress.New(ingress.Config{
 		Path:         cfg.WebhookPath,
@@ -187,7 +190,7 @@ func newGateway(ctx context.Context, cfg config.Config, logger *slog.Logger) (_ 
 	if p.ingressKeys != nil {
 		g.ingress.TLSConfig = p.ingressKeys.Config("http/1.1")
 	}
-	admin, err := adminhttp.New(ctx, adminhttp.Config{Conn: g.conn, Ready: g.ready(ctx), Metrics: metrics, Access: p.access})
+	admin, err := adminhttp.New(ctx, adminhttp.Config{Conn: g.conn, Streams: g.streams, Addr: g.adminListener.Addr().String(), Hosts: append(cfg.AdminHosts, cfg.AdminAddr), Ready: g.ready(ctx), Metrics: metrics, Access: p.access})
 	if err != nil {
 		return nil, err
 	}
@@ -363,6 +366,9 @@ func (g *gateway) close() error {
 	}
 	if g.conn != nil {
 		problems = append(problems, g.conn.Close())
+	}
+	if g.streams != nil {
+		problems = append(problems, g.streams.Close())
 	}
 	if g.subscriptions != nil {
 		g.subscriptions.Close()

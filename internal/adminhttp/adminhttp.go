@@ -7,6 +7,7 @@ import (
 	"context"
 	_ "embed"
 	"encoding/json"
+	"errors"
 	"log/slog"
 	"net"
 	"net/http"
@@ -36,8 +37,13 @@ const (
 
 // Config says what to serve.
 type Config struct {
-	// Conn is a connection to the gRPC server.
-	Conn *grpc.ClientConn
+	// Conn is a connection to the gRPC server for calls with one answer, and Streams one for calls
+	// with many: however many of these there are, the others do not wait for them.
+	Conn, Streams grpc.ClientConnInterface
+	// Addr is the address that the listener is bound to, and Hosts are further names by which it
+	// may be addressed without a credential.
+	Addr  string
+	Hosts []string
 	// Ready returns nil while the gateway can do its work, else what is wrong.
 	Ready func() error
 	// Metrics are what /metrics shows.
@@ -60,19 +66,24 @@ func New(ctx context.Context, cfg Config) (http.Handler, error) {
 		}),
 		runtime.WithMarshalerOption(runtime.MIMEWildcard, restMarshaler),
 		runtime.WithMarshalerOption(eventStream, sseMarshaler{restMarshaler}),
+		runtime.WithDisablePathLengthFallback(), // a POST is a POST
 	)
-	for _, register := range []func(context.Context, *runtime.ServeMux, *grpc.ClientConn) error{
-		ordergatev1.RegisterOrderServiceHandler,
-		ordergatev1.RegisterEventServiceHandler,
-		ordergatev1.RegisterSubscriptionServiceHandler,
-	} {
-		if err := register(ctx, rest, cfg.Conn); err != nil {
-			return nil, err
-		}
+	conn := conns{cfg.Conn, cfg.Streams}
+	if err := errors.Join(
+		ordergatev1.RegisterOrderServiceHandlerClient(ctx, rest, ordergatev1.NewOrderServiceClient(conn)),
+		ordergatev1.RegisterEventServiceHandlerClient(ctx, rest, ordergatev1.NewEventServiceClient(conn)),
+		ordergatev1.RegisterSubscriptionServiceHandlerClient(ctx, rest, ordergatev1.NewSubscriptionServiceClient(conn)),
+	); err != nil {
+		return nil, err
 	}
+	routes, err := readRoutes(openAPI)
+	if err != nil {
+		return nil, err
+	}
+	guard := &restGuard{routes: routes, access: cfg.Access, next: handOver(cfg.Access, rest), streams: map[*auth.Principal]int{}}
 	mux := http.NewServeMux()
 	// A page that an operator's browser has open must not free a parcel.
-	mux.Handle("/v1/", http.NewCrossOriginProtection().Handler(handOver(cfg.Access, negotiateSSE(rest))))
+	mux.Handle("/v1/", http.NewCrossOriginProtection().Handler(negotiateSSE(guard)))
 	mux.Handle("GET /openapi.json", forAnyRole(cfg.Access, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		w.Write(openAPI)
@@ -89,7 +100,18 @@ func New(ctx context.Context, cfg Config) (http.Handler, error) {
 	})
 	mux.Handle("GET /metrics", forAnyRole(cfg.Access, promhttp.HandlerFor(cfg.Metrics, promhttp.HandlerOpts{})))
 	handleDebug(mux, cfg.Access)
-	return mux, nil
+	return newHosts(cfg.Addr, cfg.Hosts, cfg.Access).guard(mux), nil
+}
+
+// conns sends calls with one answer over one connection, and streams over another.
+type conns struct{ calls, streams grpc.ClientConnInterface }
+
+func (c conns) Invoke(ctx context.Context, method string, args, reply any, opts ...grpc.CallOption) error {
+	return c.calls.Invoke(ctx, method, args, reply, opts...)
+}
+
+func (c conns) NewStream(ctx context.Context, desc *grpc.StreamDesc, method string, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+	return c.streams.NewStream(ctx, desc, method, opts...)
 }
 
 // ticketOf is the key of a request's ticket in its context.

@@ -101,7 +101,7 @@ func newAdmin(t *testing.T, ready func() error) (*httptest.Server, *orderServer)
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
-	handler, err := New(t.Context(), Config{Conn: conn, Ready: ready, Metrics: prometheus.NewRegistry(), Access: auth.Everybody()})
+	handler, err := New(t.Context(), Config{Conn: conn, Streams: conn, Ready: ready, Metrics: prometheus.NewRegistry(), Access: auth.Everybody()})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -22,7 +22,7 @@ const (
 // unset is not.
 var restMarshaler = ndjsonMarshaler{&runtime.JSONPb{
 	MarshalOptions:   protojson.MarshalOptions{EmitDefaultValues: true},
-	UnmarshalOptions: protojson.UnmarshalOptions{DiscardUnknown: true},
+	UnmarshalOptions: protojson.UnmarshalOptions{}, // restGuard names every unknown field
 }}
 
 type ndjsonMarshaler struct{ *runtime.JSONPb }
@@ -62,7 +62,6 @@ func negotiateSSE(next http.Handler) http.Handler {
 			return
 		}
 		r.Header.Set("Accept", eventStream)
-		w.Header().Set("Cache-Control", "no-store")
 		if token := r.Header.Get("Last-Event-ID"); token != "" {
 			r.URL.RawQuery = resumeFrom(r.URL.Query(), token).Encode()
 		}

@@ -143,6 +143,16 @@ func (a *Access) Authenticate(shown Shown) (*Principal, error) {
 	return nil, errNothingShown
 }
 
+// Recognizes reports whether a caller shows a valid credential. Where everybody may do everything,
+// no credential counts.
+func (a *Access) Recognizes(shown Shown) bool {
+	if a == nil || a.open {
+		return false
+	}
+	_, err := a.Authenticate(shown)
+	return err == nil
+}
+
 // byToken finds the principal of a token. Its hash is looked up, so that the
 // time this takes tells nothing of the tokens there are.
 func (a *Access) byToken(shown Shown) (*Principal, error) {

@@ -45,9 +45,10 @@ type Config struct {
 	TrustedProxies []string `name:"trusted-proxies" env:"ORDERGATE_TRUSTED_PROXIES" placeholder:"CIDR,..." help:"The proxies in front of the ingress whose word about a client's address is believed, for log lines only."`
 	ClientIPHeader string   `name:"client-ip-header" env:"ORDERGATE_CLIENT_IP_HEADER" default:"X-Forwarded-For" help:"The header in which trusted proxies say a client's address; of several, the rightmost that is no trusted proxy's counts."`
 
-	GRPCAddr  string `name:"grpc-addr" env:"ORDERGATE_GRPC_ADDR" default:"127.0.0.1:50051" help:"Where subscribers connect over gRPC."`
-	AdminAddr string `name:"admin-addr" env:"ORDERGATE_ADMIN_ADDR" default:"127.0.0.1:8080" help:"Where operators connect: REST under /v1/, /openapi.json, /healthz, /readyz, /metrics."`
-	Insecure  bool   `name:"insecure" env:"ORDERGATE_INSECURE" help:"Serve gRPC and admin HTTP on other than loopback addresses without TLS or an access file, although everybody in between reads customers' names and addresses; and take tokens that came over plaintext."`
+	GRPCAddr   string   `name:"grpc-addr" env:"ORDERGATE_GRPC_ADDR" default:"127.0.0.1:50051" help:"Where subscribers connect over gRPC."`
+	AdminAddr  string   `name:"admin-addr" env:"ORDERGATE_ADMIN_ADDR" default:"127.0.0.1:8080" help:"Where operators connect: REST under /v1/, /openapi.json, /healthz, /readyz, /metrics."`
+	AdminHosts []string `name:"admin-hosts" env:"ORDERGATE_ADMIN_HOSTS" placeholder:"NAME" help:"Further host names by which admin HTTP may be addressed without a credential, beside localhost, loopback addresses and --admin-addr. Requests for other names are answered 421."`
+	Insecure   bool     `name:"insecure" env:"ORDERGATE_INSECURE" help:"Serve gRPC and admin HTTP on other than loopback addresses without TLS or an access file, although everybody in between reads customers' names and addresses; and take tokens that came over plaintext."`
 
 	TLSCert     string `name:"tls-cert" env:"ORDERGATE_TLS_CERT" placeholder:"FILE" help:"The certificate for gRPC and admin HTTP, in PEM, with those between it and its authority. Taken again when the file changes."`
 	TLSKey      string `name:"tls-key" env:"ORDERGATE_TLS_KEY" placeholder:"FILE" help:"The certificate's private key, in PEM."`

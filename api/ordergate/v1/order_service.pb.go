@@ -36,7 +36,10 @@ type EraseOrdersRequest struct {
 	// without regard to case: 10 at most.
 	Customers []string `protobuf:"bytes,2,rep,name=customers,proto3" json:"customers,omitempty"`
 	// True: say what would be erased, and erase nothing.
-	DryRun        bool `protobuf:"varint,3,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	DryRun bool `protobuf:"varint,3,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	// Over REST, `erase` is required unless `dry_run` is true, so that a request with a mistake in
+	// it erases nothing. Not used over gRPC.
+	Confirm       string `protobuf:"bytes,20,opt,name=confirm,proto3" json:"confirm,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -90,6 +93,13 @@ func (x *EraseOrdersRequest) GetDryRun() bool {
 		return x.DryRun
 	}
 	return false
+}
+
+func (x *EraseOrdersRequest) GetConfirm() string {
+	if x != nil {
+		return x.Confirm
+	}
+	return ""
 }
 
 // EraseOrdersResponse says what was found and erased so far (with `dry_run`:
@@ -1239,11 +1249,12 @@ var File_ordergate_v1_order_service_proto protoreflect.FileDescriptor
 
 const file_ordergate_v1_order_service_proto_rawDesc = "" +
 	"\n" +
-	" ordergate/v1/order_service.proto\x12\fordergate.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18ordergate/v1/order.proto\"h\n" +
+	" ordergate/v1/order_service.proto\x12\fordergate.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18ordergate/v1/order.proto\"\x82\x01\n" +
 	"\x12EraseOrdersRequest\x12\x1b\n" +
 	"\torder_ids\x18\x01 \x03(\tR\borderIds\x12\x1c\n" +
 	"\tcustomers\x18\x02 \x03(\tR\tcustomers\x12\x17\n" +
-	"\adry_run\x18\x03 \x01(\bR\x06dryRun\"\x9f\x02\n" +
+	"\adry_run\x18\x03 \x01(\bR\x06dryRun\x12\x18\n" +
+	"\aconfirm\x18\x14 \x01(\tR\aconfirm\"\x9f\x02\n" +
 	"\x13EraseOrdersResponse\x12\x1a\n" +
 	"\bexamined\x18\x01 \x01(\x03R\bexamined\x12\x14\n" +
 	"\x05total\x18\x02 \x01(\x03R\x05total\x12\x16\n" +

@@ -1082,7 +1082,9 @@ func (x *UpdateSubscriptionResponse) GetSubscription() *Subscription {
 type DeleteSubscriptionRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The subscription's name. Required.
-	Subscription  string `protobuf:"bytes,1,opt,name=subscription,proto3" json:"subscription,omitempty"`
+	Subscription string `protobuf:"bytes,1,opt,name=subscription,proto3" json:"subscription,omitempty"`
+	// Over REST, the subscription's name once more is required. Not used over gRPC.
+	Confirm       string `protobuf:"bytes,20,opt,name=confirm,proto3" json:"confirm,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1120,6 +1122,13 @@ func (*DeleteSubscriptionRequest) Descriptor() ([]byte, []int) {
 func (x *DeleteSubscriptionRequest) GetSubscription() string {
 	if x != nil {
 		return x.Subscription
+	}
+	return ""
+}
+
+func (x *DeleteSubscriptionRequest) GetConfirm() string {
+	if x != nil {
+		return x.Confirm
 	}
 	return ""
 }
@@ -2927,9 +2936,10 @@ const file_ordergate_v1_subscription_service_proto_rawDesc = "" +
 	"\vupdate_mask\x18\x02 \x01(\v2\x1a.google.protobuf.FieldMaskR\n" +
 	"updateMask\"\\\n" +
 	"\x1aUpdateSubscriptionResponse\x12>\n" +
-	"\fsubscription\x18\x01 \x01(\v2\x1a.ordergate.v1.SubscriptionR\fsubscription\"?\n" +
+	"\fsubscription\x18\x01 \x01(\v2\x1a.ordergate.v1.SubscriptionR\fsubscription\"Y\n" +
 	"\x19DeleteSubscriptionRequest\x12\"\n" +
-	"\fsubscription\x18\x01 \x01(\tR\fsubscription\"\x1c\n" +
+	"\fsubscription\x18\x01 \x01(\tR\fsubscription\x12\x18\n" +
+	"\aconfirm\x18\x14 \x01(\tR\aconfirm\"\x1c\n" +
 	"\x1aDeleteSubscriptionResponse\"}\n" +
 	"\x17SeekSubscriptionRequest\x12\"\n" +
 	"\fsubscription\x18\x01 \x01(\tR\fsubscription\x12>\n" +
