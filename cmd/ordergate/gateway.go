@@ -20,6 +20,7 @@ import (
 	"github.com/ordergate/ordergate/internal/adminhttp"
 	"github.com/ordergate/ordergate/internal/auth"
 	"github.com/ordergate/ordergate/internal/config"
+	"github.com/ordergate/ordergate/internal/connlimit"
 	"github.com/ordergate/ordergate/internal/eventlog"
 	"github.com/ordergate/ordergate/internal/grpcapi"
 	"github.com/ordergate/ordergate/internal/ingress"
@@ -175,7 +176,13 @@ func newGateway(ctx context.Context, cfg config.Config, logger *slog.Logger) (_ 
 	if g.streams, err = grpc.NewClient(inProcessTarget, g.dialOptions()...); err != nil {
 		return nil, err
 	}
-	g.ingressListener = ingress.Limit(g.ingressListener, p.ingressKeys != nil, metrics, logger)
+	busy := ingress.BusyAnswer
+	if p.ingressKeys != nil {
+		busy = ""
+	}
+	g.ingressListener = connlimit.New(g.ingressListener, connlimit.Config{Name: "ingress", Max: ingress.MaxConnections, Busy: busy, Metrics: metrics, Logger: logger})
+	g.grpcListener = connlimit.New(g.grpcListener, connlimit.Config{Name: "grpc", Max: maxConnections, Metrics: metrics, Logger: logger})
+	g.adminListener = connlimit.New(g.adminListener, connlimit.Config{Name: "admin", Max: maxConnections, Metrics: metrics, Logger: logger})
 	g.ingress = ingress.Server(ingress.New(ingress.Config{
 		Path:         cfg.WebhookPath,
 		Secrets:      p.secrets,
@@ -247,6 +254,9 @@ func (g *gateway) dialOptions() []grpc.DialOption {
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessageBytes)),
 	}
 }
+
+// maxConnections bounds the connections to the gRPC and the admin listener each, at a time.
+const maxConnections = 2048
 
 const secretKeyMend = "in the Stripe Dashboard (Developers > API keys), create a restricted one with Read on Checkout Sessions, Products, Prices, Invoices, PaymentIntents and Events"
 

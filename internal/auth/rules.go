@@ -63,6 +63,9 @@ var rules = map[string]rule{
 	reflectionv1alpha.ServerReflection_ServerReflectionInfo_FullMethodName: forReaders,
 }
 
+// ForAll reports whether a method may be called without a credential.
+func ForAll(method string) bool { return rules[method].open }
+
 // Check says whether the caller may send this message. Every message that comes
 // must be shown to it.
 func (c *Call) Check(message any) error {

@@ -31,6 +31,7 @@ const (
 	reasonOrderConflict     = "ORDER_CONFLICT"
 	reasonEventNotFound     = "EVENT_NOT_FOUND"
 	reasonNotParked         = "EVENT_NOT_PARKED"
+	reasonAnonymous         = "TOO_MANY_ANONYMOUS_CALLS"
 	reasonPageToken         = "PAGE_TOKEN_INVALID"
 	reasonResumeToken       = "RESUME_TOKEN_INVALID"
 	reasonResumeExpired     = "RESUME_TOKEN_EXPIRED"

@@ -27,6 +27,8 @@ import (
 const (
 	// maxRequestBytes bounds a request; every one of this API is small.
 	maxRequestBytes = 256 << 10
+	// connectionTimeout bounds the handshake of a connection.
+	connectionTimeout = 10 * time.Second
 	// maxStreams bounds the streams of one connection.
 	maxStreams = 1000
 	// healthInterval is how often the health service looks at the log.
@@ -73,6 +75,9 @@ func New(log *eventlog.Log, pipeline *pipeline.Pipeline, subscriptions *subscrip
 		grpc.ForceServerCodecV2(newWireCodec()),
 		grpc.MaxRecvMsgSize(maxRequestBytes),
 		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.MaxHeaderListSize(maxHeaderBytes),
+		grpc.ConnectionTimeout(connectionTimeout),
+		grpc.InTapHandle(guard.tap(make(anonymousCalls, maxAnonymous))),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{
 			Time:                  30 * time.Second,

@@ -16,10 +16,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/testutil"
 	"golang.org/x/sync/semaphore"
 
+	"github.com/ordergate/ordergate/internal/connlimit"
 	"github.com/ordergate/ordergate/internal/eventlog"
 )
 
@@ -30,7 +29,7 @@ type fortress struct {
 	*door
 	bounds
 	addr     string
-	listener *limitedListener
+	listener *connlimit.Listener
 	stored   atomic.Int64
 	idle     int // goroutines without a connection
 }
@@ -45,7 +44,7 @@ type bounds struct {
 
 func newFortress(t *testing.T, change ...func(*bounds)) *fortress {
 	t.Helper()
-	b := bounds{timeouts: 5, places: maxConnections, body: 1000, allBodies: maxHeldBytes}
+	b := bounds{timeouts: 5, places: MaxConnections, body: 1000, allBodies: maxHeldBytes}
 	for _, c := range change {
 		c(&b)
 	}
@@ -66,8 +65,7 @@ func newFortress(t *testing.T, change ...func(*bounds)) *fortress {
 		t.Fatal(err)
 	}
 	f.addr = listener.Addr().String()
-	f.listener = Limit(listener, false, f.metrics, slog.New(slog.DiscardHandler)).(*limitedListener)
-	f.listener.slots = make(chan struct{}, b.places)
+	f.listener = connlimit.New(listener, connlimit.Config{Name: "ingress", Max: b.places, Busy: BusyAnswer, Metrics: f.metrics, Logger: slog.New(slog.DiscardHandler)})
 	var serving sync.WaitGroup
 	serving.Go(func() { server.Serve(f.listener) })
 	t.Cleanup(func() { server.Close(); serving.Wait() })
@@ -139,10 +137,10 @@ func (f *fortress) calm(t *testing.T) {
 	t.Helper()
 	f.genuine(t)
 	deadline := time.Now().Add(patience)
-	for runtime.NumGoroutine() > f.idle || len(f.listener.slots) > 0 {
+	for runtime.NumGoroutine() > f.idle || f.listener.Used() > 0 {
 		if time.Now().After(deadline) {
 			stacks := make([]byte, 1<<20)
-			t.Fatalf("%d goroutines, %d before; %d connections\n%s", runtime.NumGoroutine(), f.idle, len(f.listener.slots), stacks[:runtime.Stack(stacks, true)])
+			t.Fatalf("%d goroutines, %d before; %d connections\n%s", runtime.NumGoroutine(), f.idle, f.listener.Used(), stacks[:runtime.Stack(stacks, true)])
 		}
 		time.Sleep(5 * time.Millisecond) // goroutines end without telling
 	}
@@ -386,54 +384,37 @@ func TestTooManyConnections(t *testing.T) {
 	for range 3 {
 		held = append(held, f.dial(t))
 	}
-	eventually(t, "all places are taken", func() bool { return len(f.listener.slots) == 3 })
-	for range 2 * maxLingering {
+	eventually(t, "all places are taken", func() bool { return f.listener.Used() == 3 })
+	for range 128 {
 		conn := f.dial(t)
 		io.WriteString(conn, raw(signed()+"\r\n"+length(len(body)), body))
 		answer, err := io.ReadAll(conn)
 		conn.Close()
-		if len(f.listener.slots) < 3 {
+		if f.listener.Used() < 3 {
 			break // the first time out
 		}
 		if err != nil || !bytes.HasPrefix(answer, []byte("HTTP/1.1 503 ")) || !bytes.Contains(answer, []byte("\r\nRetry-After: 5\r\n")) {
 			t.Fatalf("%q, %v", answer, err)
 		}
 	}
-	if n := testutil.ToFloat64(f.listener.refused); n == 0 {
+	families, err := f.metrics.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused := 0.0
+	for _, family := range families {
+		if family.GetName() == "ordergate_ingress_connections_refused_total" {
+			refused = family.GetMetric()[0].GetCounter().GetValue()
+		}
+	}
+	if refused == 0 {
 		t.Error("refusals are not counted")
 	}
 	for _, conn := range held {
 		conn.Close()
 	}
-	eventually(t, "a place is free", func() bool { return len(f.listener.slots) < 3 })
+	eventually(t, "a place is free", func() bool { return f.listener.Used() < 3 })
 	f.calm(t)
-}
-
-// A TLS server's refusals are not plaintext.
-func TestTooManySecureConnections(t *testing.T) {
-	inner, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	listener := Limit(inner, true, prometheus.NewRegistry(), slog.New(slog.DiscardHandler)).(*limitedListener)
-	listener.slots = make(chan struct{}) // no places
-	var accepting sync.WaitGroup
-	accepting.Go(func() {
-		if _, err := listener.Accept(); err == nil {
-			t.Error("a connection without a place")
-		}
-	})
-	defer accepting.Wait()
-	defer inner.Close()
-	conn, err := net.Dial("tcp", inner.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	conn.SetDeadline(time.Now().Add(patience))
-	if answer, err := io.ReadAll(conn); len(answer) > 0 || err != nil {
-		t.Errorf("%q, %v", answer, err)
-	}
 }
 
 func eventually(t *testing.T, what string, done func() bool) {

@@ -35,7 +35,7 @@ const (
 	// seconds. Stripe has a schedule of its own; proxies and tests listen.
 	retryAfter = 5
 	// maxHeldBytes bounds the bodies in memory at one time, together. A body
-	// takes its share as it arrives, from bodyStep on: maxConnections senders
+	// takes its share as it arrives, from bodyStep on: MaxConnections senders
 	// that only announce bodies do not fill it.
 	maxHeldBytes = 64 << 20
 	bodyStep     = 8 << 10

@@ -3,8 +3,15 @@ package ingress
 import (
 	"log/slog"
 	"net/http"
+	"strconv"
 	"time"
 )
+
+// MaxConnections bounds the connections to the ingress at a time. Stripe needs some dozens.
+const MaxConnections = 4096
+
+// BusyAnswer is the answer to a connection beyond the limit, without TLS.
+var BusyAnswer = "HTTP/1.1 503 Service Unavailable\r\nRetry-After: " + strconv.Itoa(retryAfter) + "\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 const (
 	// maxHeaderBytes bounds a request's line and headers. Stripe sends less
