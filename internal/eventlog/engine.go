@@ -137,6 +137,11 @@ func openEngine(ctx context.Context, cfg Config) (_ *engine, err error) {
 	if e.shared {
 		return e, e.join(ctx, cfg)
 	}
+	if cfg.held != nil { // a new log in the place of a lost one would go unnoticed
+		if err := cfg.held(); err != nil {
+			return nil, err
+		}
+	}
 	e.flusher = newFlusher(e.syncWithNote, e.newestWritten, e.advance, func(err error) { e.fail(fmt.Errorf("flush to disk: %w", err)) })
 	e.flusher.flushed = cfg.measures.flushed
 	if err := e.openNote(); err != nil {
@@ -179,6 +184,9 @@ func openEngine(ctx context.Context, cfg Config) (_ *engine, err error) {
 	e.background.Go(func() { e.flusher.run(e.dead) })
 	e.background.Go(e.watchHealth)
 	e.background.Go(func() { e.watchRoom(cfg.Dir) })
+	if cfg.held != nil {
+		e.background.Go(func() { e.watchDirectory(cfg.held) })
+	}
 	e.background.Go(func() { e.watchClock(cfg.wall) })
 	if err := e.flush(ctx); err != nil {
 		return nil, err

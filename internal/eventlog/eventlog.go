@@ -98,6 +98,9 @@ type Config struct {
 	key      string           // of the log, once it is open
 	wall     func() time.Time // replaces the clock on the wall, in tests
 
+	// held reports whether the data directory is still the one that Open took; nil without one.
+	held func() error
+
 	// restore fills the engine of a new log, before its streams are looked at.
 	restore func(context.Context, *engine) error
 }
@@ -143,6 +146,9 @@ func Open(ctx context.Context, cfg Config) (_ *Log, err error) {
 		return nil, err
 	}
 	cfg.complete(dir)
+	if cfg.held, err = directoryCheck(cfg.Dir); err != nil {
+		return nil, err
+	}
 	watchfile.WarnIfShared(cfg.Logger, "the data directory", cfg.Dir)
 	if cfg.key, err = openKey(cfg.Dir, cfg.Keys, cfg.Logger); err != nil {
 		return nil, err
