@@ -143,8 +143,14 @@ func (h *handler) receive(w http.ResponseWriter, r *http.Request, began time.Tim
 		return "", &refusal{http.StatusBadRequest, "unreadable", "the body is not a Stripe event", err,
 			"the body was signed with a configured secret but is no event: is another product's webhook signed with it?"}
 	}
+	allowed := stripehook.Signs(matching, event.Livemode)
+	if len(allowed) == 0 {
+		return "", &refusal{http.StatusBadRequest, "wrong_mode", "the event is of another mode than the secret that signed it",
+			fmt.Errorf("event %s (%s) with livemode %v is signed with %s, a secret of %s mode", event.ID, event.Type, event.Livemode, matching[0], matching[0].Mode()),
+			"if this is Stripe's own event, correct the prefix live: or test: of the secret; otherwise the secret may have leaked: roll it"}
+	}
 	ctx, span := h.startSpan(r.Context(), event, began)
-	outcome, refused = h.store(ctx, event, matching[0], body)
+	outcome, refused = h.store(ctx, event, allowed[0], body)
 	endSpan(span, outcome, refused)
 	return outcome, refused
 }

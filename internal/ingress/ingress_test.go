@@ -312,3 +312,27 @@ func TestDiskThatFails(t *testing.T) {
 		}
 	}
 }
+
+// A secret of one mode does not sign events of the other; one without a prefix signs both.
+func TestSecretsOfOneMode(t *testing.T) {
+	for _, tt := range []struct {
+		prefix   string
+		livemode bool
+		status   int
+	}{
+		{"live:", true, 200}, {"live:", false, 400},
+		{"test:", false, 200}, {"test:", true, 400},
+		{"", true, 200}, {"", false, 200},
+	} {
+		d := newDoor(t, realInbox(t))
+		secrets, err := LoadSecrets(tt.prefix+secret, "", slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.Handler.(*handler).Secrets = secrets
+		body := fmt.Sprintf(`{"id":"evt_1","type":"charge.refunded","livemode":%v,"data":{"object":{"id":"ch_1"}}}`, tt.livemode)
+		if got := d.send(request(body)); got.Code != tt.status {
+			t.Errorf("%q, livemode %v: %d %s, want %d", tt.prefix, tt.livemode, got.Code, got.Body, tt.status)
+		}
+	}
+}

@@ -12,7 +12,7 @@ import (
 var allOutcomes = []string{
 	"stored", "duplicate", "thin",
 	"unsigned", "malformed_signature", "mismatch", "stale", "future",
-	"not_found", "method", "media_type", "too_large", "incomplete", "unreadable",
+	"not_found", "method", "media_type", "too_large", "incomplete", "unreadable", "wrong_mode",
 	"busy", "unavailable",
 }
 

@@ -16,13 +16,14 @@ const maxSecrets = 8
 
 // secretShape is what follows `whsec_`: 32 characters from the Dashboard, 64
 // from the Stripe CLI. The bound is low so that a test may use a short one.
-var secretShape = regexp.MustCompile(`^whsec_[A-Za-z0-9+/=_-]{8,128}$`)
+var secretShape = regexp.MustCompile(`^(?:(live|test):)?(whsec_[A-Za-z0-9+/=_-]{8,128})$`)
 
 // Secret is the signing secret of one webhook endpoint at Stripe. It prints
 // and logs as its label, never as its value.
 type Secret struct {
 	value string
 	label string
+	mode  string // `live` or `test`; empty for a secret of both
 }
 
 // ParseSecrets reads a comma-separated list of signing secrets, `whsec_…`
@@ -80,7 +81,7 @@ func JoinSecrets(sources ...[]Secret) ([]Secret, error) {
 	return join(slices.Concat(sources...), nil)
 }
 
-var errShape = errors.New("is malformed: want `whsec_` and at least 8 letters and digits, as Stripe shows it (an API key or an endpoint id is something else)")
+var errShape = errors.New("is malformed: want `whsec_`, after `live:` or `test:` if it signs for one mode only, and at least 8 letters and digits, as Stripe shows it (an API key or an endpoint id is something else)")
 
 func join(all []Secret, problems []error) ([]Secret, error) {
 	var secrets []Secret
@@ -99,8 +100,10 @@ func join(all []Secret, problems []error) ([]Secret, error) {
 }
 
 func newSecret(value string) Secret {
+	parts := secretShape.FindStringSubmatch(value)
+	mode, value := parts[1], parts[2]
 	sum := sha256.Sum256([]byte(value))
-	return Secret{value: value, label: "whsec#" + hex.EncodeToString(sum[:4])}
+	return Secret{mode: mode, value: value, label: "whsec#" + hex.EncodeToString(sum[:4])}
 }
 
 // Label names the secret without telling it: `whsec#` and the first 8 hex
@@ -118,3 +121,20 @@ func (s Secret) GoString() string { return s.label }
 
 // LogValue logs the label.
 func (s Secret) LogValue() slog.Value { return slog.StringValue(s.label) }
+
+// Mode is the mode that the secret may sign for: `live` or `test`. Empty is both.
+func (s Secret) Mode() string { return s.mode }
+
+// Signs returns the secrets that may sign events of a mode.
+func Signs(secrets []Secret, livemode bool) (allowed []Secret) {
+	mode := "test"
+	if livemode {
+		mode = "live"
+	}
+	for _, s := range secrets {
+		if s.mode == "" || s.mode == mode {
+			allowed = append(allowed, s)
+		}
+	}
+	return allowed
+}
