@@ -38,6 +38,9 @@ const (
 	// downtime is how old that note is when it was not.
 	cursorInterval = time.Minute
 	downtime       = 3 * time.Minute
+	// listInterval is the time between two listings while the gateway runs. They reach listReach
+	// back, and leave out the newest listMargin, in which deliveries are under way.
+	listInterval, listReach, listMargin = time.Hour, 3 * time.Hour, 10 * time.Minute
 	// maxTypes is how many types Stripe lists at a time.
 	maxTypes = 20
 
@@ -53,6 +56,7 @@ const (
 
 	backfillLease = "backfill"
 	cursorKey     = "backfill-cursor"
+	sinceKey      = "listening-since"
 	accountPrefix = "account."
 )
 
@@ -87,6 +91,11 @@ type backfills struct {
 // tells progress as it goes. It fails with ErrNoKey, ErrBusy, or what the log or
 // Stripe's API fail with; what was recovered until then stays.
 func (p *Pipeline) Backfill(ctx context.Context, since time.Time, progress func(BackfillReport)) (BackfillReport, error) {
+	return p.list(ctx, since, time.Now(), progress)
+}
+
+// list is Backfill up to a time.
+func (p *Pipeline) list(ctx context.Context, since, until time.Time, progress func(BackfillReport)) (BackfillReport, error) {
 	if p.Stripe == nil {
 		return BackfillReport{}, fmt.Errorf("%w: set STRIPE_API_KEY to list what Stripe has", ErrNoKey)
 	}
@@ -105,11 +114,10 @@ func (p *Pipeline) Backfill(ctx context.Context, since time.Time, progress func(
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(lease.Held(), cancel)()
-	now := time.Now()
-	if earliest := now.Add(-backfillReach); since.Before(earliest) {
+	if earliest := time.Now().Add(-backfillReach); since.Before(earliest) {
 		since = earliest
 	}
-	report := BackfillReport{Since: since, Until: now, Reached: since}
+	report := BackfillReport{Since: since, Until: until, Reached: since}
 	sources, err := p.eventSources(ctx)
 	if err != nil {
 		return report, err
@@ -216,7 +224,7 @@ func (p *Pipeline) backfillEvent(ctx context.Context, raw json.RawMessage, repor
 func (p *Pipeline) keepCursor(ctx context.Context) {
 	pause := backoff.NewExponentialBackOff()
 	pause.InitialInterval, pause.MaxInterval = time.Second, 5*time.Minute
-	var warned time.Time
+	var warned, listed time.Time
 	for ctx.Err() == nil {
 		wait := cursorInterval
 		if !p.Log.Leads() { // another gateway does it
@@ -235,6 +243,12 @@ func (p *Pipeline) keepCursor(ctx context.Context) {
 			p.Logger.Error("what Stripe sent while the gateway was away could not be listed; trying again", "in", wait, "error", err)
 		default:
 			pause.Reset()
+			if time.Since(listed) >= p.listInterval {
+				listed = time.Now()
+				if err := p.listMissed(ctx, listed); err != nil && ctx.Err() == nil {
+					p.Logger.Warn("events that Stripe sent recently could not be listed; trying again later", "in", p.listInterval, "error", err)
+				}
+			}
 		}
 		if time.Since(warned) > backlogInterval {
 			warned = time.Now()
@@ -247,6 +261,37 @@ func (p *Pipeline) keepCursor(ctx context.Context) {
 		case <-time.After(wait):
 		}
 	}
+}
+
+// listMissed stores the events of the last hours that Stripe has and the gateway does not: webhooks
+// do not reach the ingress, which nothing else would notice while the gateway runs. Events from
+// before the gateway's first start are left out, as their orders were shipped without it.
+func (p *Pipeline) listMissed(ctx context.Context, now time.Time) error {
+	if p.Stripe == nil {
+		return nil
+	}
+	started, err := p.Log.Bucket(eventlog.State).Claim(ctx, sinceKey, []byte(now.UTC().Format(time.RFC3339)))
+	if err != nil {
+		return err
+	}
+	first, err := time.Parse(time.RFC3339, string(started))
+	if err != nil {
+		return fmt.Errorf("the time of the first start: %w", err)
+	}
+	since, until := now.Add(-listReach), now.Add(-listMargin)
+	if since.Before(first) {
+		since = first
+	}
+	if !since.Before(until) {
+		return nil
+	}
+	report, err := p.list(ctx, since, until, func(BackfillReport) {})
+	p.measures.missed.Add(float64(report.Recovered))
+	if report.Recovered > 0 {
+		p.Logger.Error("events did not arrive by webhook and were listed at Stripe instead", "missing", report.Missing, "recovered", report.Recovered, "since", since,
+			"hint", "check the endpoint at Stripe: its URL, DNS, certificate, events and signing secret; see the ingress's refusals")
+	}
+	return err
 }
 
 // shareBudget lets this gateway have its part of the requests that may go to Stripe.

@@ -269,3 +269,14 @@ func TestEraseOfNoOrder(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// An address that is written with JSON escapes is found too.
+func TestEraseEscaped(t *testing.T) {
+	r := newRig(t, nil)
+	const body = `{"id":"evt_card","object":"event","type":"customer.updated","data":{"object":{"email":"erika\u002Em\u0040example.com","name":"x"}}}`
+	r.store("evt_card", []byte(body))
+	r.run(0)
+	if report := r.erase(Selection{Customers: []string{"Erika.M@example.com"}}); report.Events != 1 {
+		t.Errorf("erased: %+v", report)
+	}
+}

@@ -17,6 +17,7 @@ const measureTimeout = 5 * time.Second
 type measures struct {
 	outcomes map[Outcome]prometheus.Counter
 	delay    prometheus.Histogram
+	missed   prometheus.Counter
 }
 
 func newMeasures(p *Pipeline, registerer prometheus.Registerer) *measures {
@@ -26,6 +27,10 @@ func newMeasures(p *Pipeline, registerer prometheus.Registerer) *measures {
 		Help: "Events taken from the inbox by what became of them.",
 	}, []string{"outcome"})
 	m := &measures{
+		missed: metrics.NewCounter(prometheus.CounterOpts{
+			Name: "ordergate_pipeline_missed_events_total",
+			Help: "Events that did not arrive by webhook while the gateway ran, and were listed at Stripe instead.",
+		}),
 		outcomes: map[Outcome]prometheus.Counter{},
 		delay: metrics.NewHistogram(prometheus.HistogramOpts{
 			Name: "ordergate_pipeline_conversion_delay_seconds",

@@ -97,6 +97,7 @@ type Pipeline struct {
 	itemsInterval time.Duration
 	itemsPause    time.Duration
 	backlogAge    time.Duration
+	listInterval  time.Duration
 }
 
 // New returns a pipeline from the inbox of a log to its orders.
@@ -109,6 +110,7 @@ func New(cfg Config) *Pipeline {
 		itemsInterval: itemsInterval,
 		itemsPause:    itemsPause,
 		backlogAge:    backlogAge,
+		listInterval:  listInterval,
 	}
 	p.finishing.SetLimit(maxFinishing)
 	p.measures = newMeasures(p, cfg.Metrics)

@@ -868,3 +868,42 @@ func TestDismiss(t *testing.T) {
 	}
 	r.untilNothingWaits()
 }
+
+// While the gateway runs, events that do not arrive by webhook are listed and counted: those since
+// its first start, but for the newest, whose deliveries may be under way.
+func TestMissedWebhooksAreListed(t *testing.T) {
+	r := newRig(t, nil)
+	s := withStripe(t, r)
+	now := time.Now()
+	missed, before, underWay := r.scenario("paid")[0], r.scenario("paid")[0], r.scenario("paid")[0]
+	created := func(e sample.Event, at time.Time) {
+		var event map[string]any
+		if err := json.Unmarshal(e.Body, &event); err != nil {
+			t.Fatal(err)
+		}
+		event["created"] = at.Unix()
+		body, err := json.Marshal(event)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.events = append(s.events, body)
+	}
+	created(underWay, now.Add(-time.Minute))
+	created(missed, now.Add(-time.Hour))
+	created(before, now.Add(-150*time.Minute))
+	if err := r.log.Bucket(eventlog.State).Put(r.deadline(), sinceKey, []byte(now.Add(-2*time.Hour).UTC().Format(time.RFC3339))); err != nil {
+		t.Fatal(err)
+	}
+	r.until(missed.OrderID, directiveIs(ordergatev1.Directive_DIRECTIVE_SHIP))
+	for _, e := range []sample.Event{before, underWay} {
+		if _, err := r.log.InboxEvent(r.deadline(), e.ID); !errors.Is(err, eventlog.ErrNotFound) {
+			t.Errorf("%s was listed: %v", e.ID, err)
+		}
+	}
+	if n := r.gathered()["ordergate_pipeline_missed_events_total"].GetCounter().GetValue(); n != 1 {
+		t.Errorf("%v missed events, want 1", n)
+	}
+	if !strings.Contains(r.lines.String(), "events did not arrive by webhook") {
+		t.Error("the log does not mention it")
+	}
+}
