@@ -622,3 +622,26 @@ func TestServeAfterShutdown(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A forged page token shows nothing that a power cut could take back.
+func TestForgedPageToken(t *testing.T) {
+	g := newGateway(t, t.TempDir())
+	g.store(t, change{order: "cs_durable", revision: 1})
+	state, err := g.log.OrdersState(deadline(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	order := &ordergatev1.Order{Id: "cs_written", Revision: 1, Livemode: new(true)}
+	if _, err := g.log.AppendOrder(deadline(t), &ordergatev1.OrderEvent{Id: "cs_written.1", Order: order}, 0); err != nil {
+		t.Fatal(err)
+	}
+	for _, token := range []string{"", encodeToken(orderPageToken, state.LogID, 1<<62, 1<<62)} {
+		page, err := g.client.ListOrders(deadline(t), &ordergatev1.ListOrdersRequest{PageToken: token})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(page.GetOrders()) != 1 || page.GetOrders()[0].GetId() != "cs_durable" {
+			t.Errorf("token %q: %v", token, page.GetOrders())
+		}
+	}
+}
