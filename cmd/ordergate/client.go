@@ -31,7 +31,7 @@ type clientFlags struct {
 	Addr string `name:"addr" env:"ORDERGATE_ADDR" default:"127.0.0.1:50051" placeholder:"HOST:PORT" help:"The gateway's gRPC address."`
 	JSON bool   `name:"json" help:"Print one JSON object a line, as the REST API has them."`
 
-	Token    string `name:"token" env:"ORDERGATE_TOKEN" placeholder:"ogt_…" help:"The token to show, where the gateway wants one. Better in the environment or .env.local: a flag shows in the process list."`
+	Token    string `name:"token" env:"ORDERGATE_TOKEN" placeholder:"ogt_…" help:"The token to show, where the gateway wants one. Better in the environment: a flag shows in the process list."`
 	TLS      bool   `name:"tls" env:"ORDERGATE_TLS" help:"Connect with TLS, to a certificate of an authority that this system trusts."`
 	TLSCA    string `name:"tls-ca" env:"ORDERGATE_TLS_CA" placeholder:"FILE" help:"Connect with TLS, to a certificate of the authorities in this file (PEM)."`
 	TLSCert  string `name:"tls-cert" env:"ORDERGATE_CLIENT_CERT" placeholder:"FILE" help:"Connect with TLS, and show this certificate (PEM)."`

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -69,7 +70,7 @@ const description = `ordergate takes Stripe's webhooks, stores each event durabl
 
 Try it without an account anywhere: run "ordergate dev" and copy the lines it prints.
 
-Every flag is also an environment variable; .env.local and .env in the working directory are read too, and the real environment wins.`
+Every flag is also an environment variable. The commands serve, dev and trigger also read .env.local and .env in the working directory; the real environment wins.`
 
 // console is where a command reads and writes.
 type console struct {
@@ -79,8 +80,10 @@ type console struct {
 
 // run executes one command line and returns when it has ended.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) error {
-	if err := loadEnvFiles(".env.local", ".env"); err != nil {
-		return err
+	if len(args) > 0 && slices.Contains([]string{"serve", "dev", "trigger"}, args[0]) {
+		if err := loadEnvFiles(".env.local", ".env"); err != nil {
+			return err
+		}
 	}
 	var cli commands
 	helped := false
@@ -109,12 +112,32 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	return parsed.Run()
 }
 
-// loadEnvFiles sets what the environment does not, from files that may be
-// missing; the first file wins.
+// credentials are the variables of credentials by that of the address they are sent to.
+var credentials = map[string][]string{
+	"STRIPE_API_BASE":    {"STRIPE_API_KEY"},
+	"ORDERGATE_NATS_URL": {"ORDERGATE_NATS_CREDS", "ORDERGATE_NATS_NKEY", "ORDERGATE_NATS_CERT"},
+}
+
+// loadEnvFiles sets variables that the environment does not set, from files that may be missing;
+// the first file wins. It refuses an address from a file together with a credential from the
+// environment: whoever can write the file must not receive the credential.
 func loadEnvFiles(names ...string) error {
+	given := map[string]bool{}
+	for address, secrets := range credentials {
+		for _, name := range append(secrets, address) {
+			given[name] = os.Getenv(name) != ""
+		}
+	}
 	for _, name := range names {
 		if err := godotenv.Load(name); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("read %s: %w: write one NAME=value a line", name, err)
+		}
+	}
+	for address, secrets := range credentials {
+		for _, secret := range secrets {
+			if os.Getenv(address) != "" && !given[address] && given[secret] {
+				return fmt.Errorf("%s is set in .env or .env.local, and %s in the environment: set both in one place", address, secret)
+			}
 		}
 	}
 	return nil

@@ -12,6 +12,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/gofrs/flock"
+
 	"github.com/ordergate/ordergate/internal/config"
 	"github.com/ordergate/ordergate/internal/eventlog"
 	"github.com/ordergate/ordergate/internal/telemetry"
@@ -73,6 +75,9 @@ func (x *exportCommand) Run(ctx context.Context, c console) (err error) {
 	defer func() { err = errors.Join(err, log.Close()) }()
 	var out archiveWriter = newPipeTo(ctx, c.stdout)
 	if x.File != standardStream {
+		if err := removeUnfinished(x.File, c.stderr); err != nil {
+			return err
+		}
 		if out, err = newFileAt(x.File); err != nil {
 			return err
 		}
@@ -208,17 +213,48 @@ type archiveWriter interface {
 type fileAt struct {
 	*os.File
 	name string
+	lock *flock.Flock // until the file has its name
+}
+
+// unfinishedPrefix begins the names of the files of exports that are not whole.
+const unfinishedPrefix = ".ordergate-export-"
+
+// removeUnfinished removes the files of exports that were killed: they hold orders in plaintext.
+// The file of an export that is under way is locked.
+func removeUnfinished(name string, out io.Writer) error {
+	left, err := filepath.Glob(filepath.Join(filepath.Dir(name), unfinishedPrefix+"*"))
+	if err != nil {
+		return err
+	}
+	for _, file := range left {
+		lock := flock.New(file)
+		free, err := lock.TryLock()
+		if err != nil || !free {
+			continue
+		}
+		err = os.Remove(file)
+		if err = errors.Join(err, lock.Close()); err != nil {
+			return fmt.Errorf("remove the unfinished export %s: %w", file, err)
+		}
+		fmt.Fprintf(out, "removed %s: an interrupted export left it, with orders in plaintext\n", file)
+	}
+	return nil
 }
 
 func newFileAt(name string) (*fileAt, error) {
-	file, err := os.CreateTemp(filepath.Dir(name), "."+filepath.Base(name)+"-*") // mode 0600
+	file, err := os.CreateTemp(filepath.Dir(name), unfinishedPrefix+"*") // mode 0600
 	if err != nil {
 		return nil, err
 	}
-	return &fileAt{file, name}, nil
+	lock := flock.New(file.Name())
+	if _, err := lock.TryLock(); err != nil {
+		return nil, errors.Join(err, file.Close(), os.Remove(file.Name()))
+	}
+	return &fileAt{file, name, lock}, nil
 }
 
 func (f *fileAt) finish(whole bool) error {
+	defer f.lock.Close()
 	defer os.Remove(f.Name()) // which is gone when it was renamed
 	defer f.Close()
 	if !whole {
