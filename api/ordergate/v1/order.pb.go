@@ -3250,8 +3250,8 @@ type Charge struct {
 	// stated it.
 	AmountCaptured *int64 `protobuf:"varint,5,opt,name=amount_captured,json=amountCaptured,proto3,oneof" json:"amount_captured,omitempty"`
 	// True once all of the captured sum was refunded (Stripe: `refunded`). Refunds
-	// that failed since do not change it.
-	Refunded bool `protobuf:"varint,6,opt,name=refunded,proto3" json:"refunded,omitempty"`
+	// that failed since do not change it. Unset if no event stated it.
+	Refunded *bool `protobuf:"varint,6,opt,name=refunded,proto3,oneof" json:"refunded,omitempty"`
 	// How far the charge got. Unspecified if no event stated it.
 	State         ChargeState `protobuf:"varint,7,opt,name=state,proto3,enum=ordergate.v1.ChargeState" json:"state,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -3324,8 +3324,8 @@ func (x *Charge) GetAmountCaptured() int64 {
 }
 
 func (x *Charge) GetRefunded() bool {
-	if x != nil {
-		return x.Refunded
+	if x != nil && x.Refunded != nil {
+		return *x.Refunded
 	}
 	return false
 }
@@ -3975,16 +3975,17 @@ const file_ordergate_v1_order_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
 	"\n" +
 	"fraud_type\x18\x02 \x01(\tR\tfraudType\x12\x18\n" +
-	"\asettled\x18\x03 \x01(\bR\asettled\"\x84\x02\n" +
+	"\asettled\x18\x03 \x01(\bR\asettled\"\x96\x02\n" +
 	"\x06Charge\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06amount\x18\x02 \x01(\x03R\x06amount\x12\x1a\n" +
 	"\bcurrency\x18\x03 \x01(\tR\bcurrency\x12'\n" +
 	"\x0famount_refunded\x18\x04 \x01(\x03R\x0eamountRefunded\x12,\n" +
-	"\x0famount_captured\x18\x05 \x01(\x03H\x00R\x0eamountCaptured\x88\x01\x01\x12\x1a\n" +
-	"\brefunded\x18\x06 \x01(\bR\brefunded\x12/\n" +
+	"\x0famount_captured\x18\x05 \x01(\x03H\x00R\x0eamountCaptured\x88\x01\x01\x12\x1f\n" +
+	"\brefunded\x18\x06 \x01(\bH\x01R\brefunded\x88\x01\x01\x12/\n" +
 	"\x05state\x18\a \x01(\x0e2\x19.ordergate.v1.ChargeStateR\x05stateB\x12\n" +
-	"\x10_amount_captured\"\xb7\x02\n" +
+	"\x10_amount_capturedB\v\n" +
+	"\t_refunded\"\xb7\x02\n" +
 	"\n" +
 	"CreditNote\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
