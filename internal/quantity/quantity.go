@@ -2,7 +2,7 @@
 package quantity
 
 import (
-	"fmt"
+	"errors"
 	"regexp"
 	"strconv"
 	"strings"
@@ -12,11 +12,15 @@ import (
 // and to Stripe's 12 after it.
 var decimal = regexp.MustCompile(`^-?[0-9]{1,18}(\.[0-9]{1,12})?$`)
 
+// errNoDecimal does not repeat the text, which may be anything.
+var errNoDecimal = errors.New("the quantity is not a decimal number of at most 18 digits before the point and 12 after it")
+
 // Whole returns a decimal number as a whole one; nil if it is not whole. An error
-// means that the text is not a decimal number, or is out of range.
+// means that the text is not a decimal number, or is out of range. It does not
+// repeat the text.
 func Whole(text string) (*int64, error) {
 	if !decimal.MatchString(text) {
-		return nil, fmt.Errorf("quantity %.40q is not a decimal number of at most 18 and 12 digits", text)
+		return nil, errNoDecimal
 	}
 	whole, fraction, _ := strings.Cut(text, ".")
 	if strings.Trim(fraction, "0") != "" {
@@ -24,7 +28,7 @@ func Whole(text string) (*int64, error) {
 	}
 	n, err := strconv.ParseInt(whole, 10, 64)
 	if err != nil {
-		return nil, err
+		return nil, errNoDecimal
 	}
 	return &n, nil
 }
