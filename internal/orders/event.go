@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
@@ -158,7 +159,16 @@ func (e *Event) ShippingRate() string {
 	if e.sale == nil {
 		return ""
 	}
-	return e.sale.order.GetShippingRate().GetId()
+	return ShippingRateOf(e.sale.order)
+}
+
+// ShippingRateOf returns the id of an order's shipping rate (`shr_…`); empty if there
+// is none that can be read at Stripe.
+func ShippingRateOf(o *ordergatev1.Order) string {
+	if id := o.GetShippingRate().GetId(); strings.HasPrefix(id, "shr_") && isID(id) {
+		return id
+	}
+	return ""
 }
 
 // Optional reports whether nothing is amiss when the order of a follow-up is not

@@ -53,10 +53,11 @@ func (i *itemReader) setAway(until time.Time) {
 	i.away = until
 }
 
-// readItems asks Stripe for the line items of an order.
-func (p *Pipeline) readItems(ctx context.Context, of stripeapi.Ref) (orders.LineItems, error) {
+// readItems asks Stripe for the line items of an order, and for its shipping rate if
+// it has one.
+func (p *Pipeline) readItems(ctx context.Context, of stripeapi.Ref, shippingRate string) (orders.LineItems, error) {
 	reading := p.items.flight.DoChan(of.ID, func() (any, error) {
-		items, err := p.Stripe.LineItems(ctx, of)
+		items, err := p.readDetails(ctx, of, shippingRate)
 		switch {
 		case errors.Is(err, stripeapi.ErrUnavailable):
 			p.items.setAway(time.Now().Add(p.itemsPause))
@@ -72,8 +73,19 @@ func (p *Pipeline) readItems(ctx context.Context, of stripeapi.Ref) (orders.Line
 		if read.Err != nil {
 			return itemsPending, read.Err
 		}
-		return orders.LineItems{State: ordergatev1.LineItemsState_LINE_ITEMS_STATE_COMPLETE, Items: read.Val.([]*ordergatev1.LineItem)}, nil
+		return read.Val.(orders.LineItems), nil
 	}
+}
+
+// readDetails makes the requests of readItems.
+func (p *Pipeline) readDetails(ctx context.Context, of stripeapi.Ref, shippingRate string) (_ orders.LineItems, err error) {
+	details := orders.LineItems{State: ordergatev1.LineItemsState_LINE_ITEMS_STATE_COMPLETE}
+	if details.Items, err = p.Stripe.LineItems(ctx, of); err != nil || shippingRate == "" {
+		return details, err
+	}
+	of.ID = shippingRate
+	details.ShippingRate, err = p.Stripe.ShippingRate(ctx, of)
+	return details, err
 }
 
 // lineItems returns what is known of the line items of an event's order. In the
@@ -102,7 +114,7 @@ func (p *Pipeline) lineItems(ctx context.Context, r *result) (orders.LineItems, 
 	}
 	waiting, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
-	items, err := p.readItems(waiting, ref(r.event, r.orderID))
+	items, err := p.readItems(waiting, ref(r.event, r.orderID), r.event.ShippingRate())
 	if ctx.Err() != nil {
 		return orders.LineItems{}, ctx.Err()
 	}
@@ -119,8 +131,9 @@ func hasItems(orderID string) bool {
 
 // pendingItems is an order whose line items are still to be read.
 type pendingItems struct {
-	Account  string `json:"account,omitempty"`
-	Livemode bool   `json:"livemode"`
+	Account   string `json:"account,omitempty"`
+	InContext bool   `json:"in_context,omitempty"`
+	Livemode  bool   `json:"livemode"`
 	// NotBefore is when to ask again, after Stripe refused.
 	NotBefore time.Time `json:"not_before,omitzero"`
 }
@@ -132,7 +145,7 @@ func (p *Pipeline) rememberPending(ctx context.Context, r *result, items orders.
 	if items.State != ordergatev1.LineItemsState_LINE_ITEMS_STATE_PENDING {
 		return nil
 	}
-	return p.putPending(ctx, r.orderID, pendingItems{Account: r.event.Account, Livemode: r.event.Livemode})
+	return p.putPending(ctx, r.orderID, pendingItems{Account: r.event.Account, InContext: r.event.InContext, Livemode: r.event.Livemode})
 }
 
 func (p *Pipeline) putPending(ctx context.Context, orderID string, pending pendingItems) error {
@@ -209,7 +222,12 @@ func (p *Pipeline) complete(ctx context.Context, orderID string) error {
 	if time.Now().Before(pending.NotBefore) || !p.hasKey(pending.Livemode) {
 		return nil
 	}
-	items, err := p.readItems(ctx, stripeapi.Ref{ID: orderID, Account: pending.Account, Livemode: pending.Livemode})
+	current, _, err := p.newest(ctx, orderID)
+	if err != nil {
+		return err
+	}
+	of := stripeapi.Ref{ID: orderID, Account: pending.Account, InContext: pending.InContext, Livemode: pending.Livemode}
+	items, err := p.readItems(ctx, of, orders.ShippingRateOf(current))
 	if errors.Is(err, stripeapi.ErrUnavailable) || ctx.Err() != nil {
 		return err
 	}
