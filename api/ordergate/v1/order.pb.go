@@ -2409,7 +2409,7 @@ type LineItem struct {
 	// The shop's own key–value pairs on the line.
 	Metadata map[string]string `protobuf:"bytes,10,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// The price, which is the variant of the product that was bought: sizes and
-	// colours are Prices of one Product. Unset when Stripe names none.
+	// colors are Prices of one Product. Unset when Stripe names none.
 	PriceDetails *PriceDetails `protobuf:"bytes,11,opt,name=price_details,json=priceDetails,proto3" json:"price_details,omitempty"`
 	// The exact quantity as a decimal number, such as `1.5` (Stripe:
 	// `quantity_decimal`, or a `quantity` that is not whole). Empty when Stripe
