@@ -139,6 +139,9 @@ func (e *Event) chargePayment(charge object, c *ordergatev1.Charge) (_ payment, 
 	}
 }
 
+// maxCreditedLines bounds the lines of one credit note. Stripe's events carry 10.
+const maxCreditedLines = 20
+
 // readCreditNote reads a credit note on an invoice.
 // https://docs.stripe.com/api/credit_notes/object
 func (e *Event) readCreditNote(note object) {
@@ -166,7 +169,8 @@ func (e *Event) readCreditNote(note object) {
 		note.warn(note.at("status"), "is not a status this version knows: taken for issued")
 	}
 	lines, _ := note.object("lines")
-	for _, line := range lines.objects("data") {
+	data := lines.objects("data")
+	for _, line := range data[:min(len(data), maxCreditedLines)] {
 		n.Lines = append(n.Lines, &ordergatev1.CreditNoteLine{
 			Id:              line.reference("id"),
 			InvoiceLineItem: line.reference("invoice_line_item"),
@@ -176,7 +180,7 @@ func (e *Event) readCreditNote(note object) {
 		})
 	}
 	more := lines.boolean("has_more")
-	n.LinesTruncated = more != nil && *more
+	n.LinesTruncated = more != nil && *more || len(data) > maxCreditedLines
 	e.tells(&ordergatev1.Order{CreditNotes: []*ordergatev1.CreditNote{n}})
 	e.optional = true // most invoices are of no order
 }

@@ -107,7 +107,7 @@ func (e *Event) readFailedIntent(intent object, sources Sources) {
 	e.belongsTo(Charge, chargeID)
 	e.tells(&ordergatev1.Order{Charges: []*ordergatev1.Charge{{
 		Id:       chargeID,
-		Amount:   intent.number("amount"),
+		Amount:   max(intent.number("amount"), 0),
 		Currency: readCurrency(intent),
 		State:    ordergatev1.ChargeState_CHARGE_STATE_FAILED,
 	}}})
@@ -118,7 +118,7 @@ func (e *Event) readFailedIntent(intent object, sources Sources) {
 // a PaymentIntent that received its full amount without a manual capture does not.
 func intentCharges(intent object, id string, money payment) []*ordergatev1.Charge {
 	amount := intent.amount("amount")
-	if id == "" || amount == nil {
+	if id == "" || amount == nil || *amount < 0 {
 		return nil
 	}
 	c := &ordergatev1.Charge{Id: id, Amount: *amount, Currency: readCurrency(intent)}
@@ -182,27 +182,27 @@ func (e *Event) intentPayment(intent object) (_ payment, unclear bool) {
 	return money, false
 }
 
-// intentCharge reads the latest charge: its id, and the charge itself where it is
-// expanded. Before 2022-11-15 a PaymentIntent had the list of its charges.
+// intentCharge reads the latest charge: its id, and the charge itself if the event
+// contains it. Before 2022-11-15 a PaymentIntent had the list of its charges instead.
 func intentCharge(intent object) (id string, charge object) {
 	id, charge = intent.expandable("latest_charge")
-	if id != "" || !intent.has("charges") {
-		if id != "" && !isID(id) {
-			intent.warn(intent.at("latest_charge"), "is not a Stripe id")
-			id = ""
-		}
+	if id != "" && !isID(id) {
+		intent.warn(intent.at("latest_charge"), "is not a Stripe id")
+		id = ""
+	}
+	if charge.has("id") || !intent.has("charges") {
 		return id, charge
 	}
 	charges, _ := intent.object("charges")
-	for _, charge := range charges.objects("data") {
-		if id, ok := charge.named("charge"); ok && charge.text("status") == "succeeded" {
-			return id, charge
+	for _, c := range charges.objects("data") {
+		if listed, ok := c.named("charge"); ok && (listed == id || id == "" && c.text("status") == "succeeded") {
+			return listed, c
 		}
 	}
-	return "", object{report: intent.report}
+	return id, charge
 }
 
-// captureBefore reads until when an authorized charge can be captured.
+// captureBefore reads the latest time at which an authorized charge can be captured.
 // https://docs.stripe.com/api/charges/object#charge_object-payment_method_details
 func captureBefore(charge object) *timestamppb.Timestamp {
 	details, _ := charge.object("payment_method_details")

@@ -1015,7 +1015,7 @@ type Order struct {
 	WaitReasons []WaitReason `protobuf:"varint,6,rep,packed,name=wait_reasons,json=waitReasons,proto3,enum=ordergate.v1.WaitReason" json:"wait_reasons,omitempty"`
 	// What speaks for holding the order. Not empty exactly when something does;
 	// `directive` is then HOLD, unless the order is to be cancelled anyway or
-	// has not been paid.
+	// has not been paid. HOLD_REASON_PAYMENT_UNCLEAR holds an unpaid order, too.
 	HoldReasons []HoldReason `protobuf:"varint,7,rep,packed,name=hold_reasons,json=holdReasons,proto3,enum=ordergate.v1.HoldReason" json:"hold_reasons,omitempty"`
 	// Why `directive` is CANCEL; empty otherwise.
 	CancelReasons []CancelReason `protobuf:"varint,8,rep,packed,name=cancel_reasons,json=cancelReasons,proto3,enum=ordergate.v1.CancelReason" json:"cancel_reasons,omitempty"`
@@ -2061,7 +2061,8 @@ type Amounts struct {
 	// `total_taxes`).
 	Tax *int64 `protobuf:"varint,4,opt,name=tax,proto3,oneof" json:"tax,omitempty"`
 	// Of all discounts, as a positive number (Stripe:
-	// `total_details.amount_discount`; Invoice `total_discount_amounts`).
+	// `total_details.amount_discount`; Invoice `total_discount_amounts`). Negative
+	// if prorations take back more than the discounts grant; so may be `tax`.
 	Discount *int64 `protobuf:"varint,5,opt,name=discount,proto3,oneof" json:"discount,omitempty"`
 	// Given back to the buyer so far, refunds that are under way included and
 	// failed ones not. Unset while nothing was. It is the sum over the charges of
@@ -3355,10 +3356,9 @@ type CreditNote struct {
 	// Why, in Stripe's word: `duplicate`, `fraudulent`, `order_change` or
 	// `product_unsatisfactory`. Empty when the shop gave no reason.
 	Reason string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
-	// The credited lines, as far as the event carried them: see `lines_truncated`.
+	// The credited lines, at most 20: see `lines_truncated`.
 	Lines []*CreditNoteLine `protobuf:"bytes,6,rep,name=lines,proto3" json:"lines,omitempty"`
-	// True if the credit note has more lines than the event carried (Stripe:
-	// `lines.has_more`).
+	// True if the credit note has more lines (Stripe: `lines.has_more`).
 	LinesTruncated bool `protobuf:"varint,7,opt,name=lines_truncated,json=linesTruncated,proto3" json:"lines_truncated,omitempty"`
 	// When the credit note was created at Stripe, in UTC, to the second (Stripe:
 	// `created`). Unset when Stripe sent none.
