@@ -126,8 +126,8 @@ func TestShipOnAuthorization(t *testing.T) {
 	})
 }
 
-// The time until which a payment can be captured is the latest one of which an event
-// told, and it is gone once the payment is settled.
+// The latest time of any event counts as the time until which a payment can be
+// captured. It is unset once the payment is settled.
 func TestCaptureBefore(t *testing.T) {
 	until := func(seconds int) story {
 		return intent("amount_capturable_updated", fmt.Sprintf(`,"status":"requires_capture","latest_charge":{"id":"ch_1","object":"charge","payment_method_details":{"type":"card","card":{"capture_before":%d}}}`, seconds))
@@ -217,7 +217,7 @@ func TestPresentment(t *testing.T) {
 	}
 }
 
-// A box that costs nothing says so.
+// payment_required is false for a box that costs nothing.
 func TestPaymentRequired(t *testing.T) {
 	for session, want := range map[string]*bool{
 		`,"mode":"subscription","payment_status":"no_payment_required","currency":"eur","amount_total":0`: new(false),
@@ -281,7 +281,7 @@ func TestCreditNoteLinesAreBounded(t *testing.T) {
 	}
 }
 
-// An appeal that is won releases the order, and says so.
+// An appeal that is won releases the order.
 func TestAppealIsReleased(t *testing.T) {
 	o := applied(t, nil, parse(t, paidSession.json(1)), noKey).Order
 	lost := applied(t, o, parse(t, dispute("closed", "dp_1", "lost").json(2)), noKey)

@@ -61,6 +61,8 @@ type sale struct {
 	// items are the line items, where the snapshot has the whole list; nil
 	// otherwise.
 	items []*ordergatev1.LineItem
+	// charges are the charges of a PaymentIntent's own order.
+	charges []*ordergatev1.Charge
 }
 
 // followUp is what an event says about an order that another object made.

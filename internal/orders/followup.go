@@ -117,7 +117,10 @@ func (e *Event) readCharge(charge object) {
 // unclear if the charge contradicts the type of the event.
 func (e *Event) chargePayment(charge object, c *ordergatev1.Charge) (_ payment, unclear bool) {
 	captured := charge.boolean("captured")
-	c.Refunded = charge.boolean("refunded")
+	// That a charge without refunds is not refunded adds nothing.
+	if refunded := charge.boolean("refunded"); refunded != nil && (*refunded || c.GetAmountRefunded() > 0) {
+		c.Refunded = refunded
+	}
 	switch {
 	case captured == nil:
 	case *captured:

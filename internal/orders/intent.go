@@ -18,10 +18,10 @@ const (
 	intentFailed     = "payment_intent.payment_failed"
 )
 
-// readPaymentIntent reads a PaymentIntent. It makes an order only where the shop
-// takes orders by PaymentIntents; of any other order it says that the money is
-// authorized or has arrived (a Session with manual capture never says so itself) or
-// will not. https://docs.stripe.com/api/payment_intents/object
+// readPaymentIntent reads a PaymentIntent. It makes an order only if the shop takes
+// orders by PaymentIntents. For the order of another object it is a follow-up with
+// the progress of the payment, which a Session with manual capture does not report.
+// https://docs.stripe.com/api/payment_intents/object
 func (e *Event) readPaymentIntent(intent object, sources Sources) {
 	id, ok := intent.named("payment_intent")
 	if !ok {
@@ -46,8 +46,13 @@ func (e *Event) readPaymentIntent(intent object, sources Sources) {
 		facts.PaidTime = e.createdTime()
 	}
 	e.followUp = &followUp{facts: facts}
+	var charges []*ordergatev1.Charge
 	if !unclear {
-		e.followUp.payment, facts.Charges = money, intentCharges(intent, chargeID, money)
+		e.followUp.payment = money
+		charges = intentCharges(intent, chargeID, money)
+	}
+	if money == authorized || capturedApart(intent) {
+		facts.Charges = charges
 	}
 	if money == canceled || !source {
 		e.optional = true // most of them are abandoned carts, or other objects' sales
@@ -85,6 +90,7 @@ func (e *Event) readPaymentIntent(intent object, sources Sources) {
 	}
 	o.Shipping, o.AddressState = readShipTo(intent, []place{readPlace(intent, "shipping")}, "", recipient{})
 	e.sells(intent, o, money)
+	e.sale.charges = charges
 }
 
 // readFailedIntent reads a PaymentIntent of which a payment failed. The failure
@@ -114,8 +120,16 @@ func (e *Event) readFailedIntent(intent object, sources Sources) {
 	e.followUp.onlyIntents, e.optional = true, true
 }
 
-// intentCharges returns the charge of a PaymentIntent as far as it adds to the sale:
-// a PaymentIntent that received its full amount without a manual capture does not.
+// capturedApart reports whether a PaymentIntent was captured manually or in part. The
+// charge of any other payment adds nothing to the order of a Session, which must not
+// get a revision for it.
+func capturedApart(intent object) bool {
+	received, amount := intent.amount("amount_received"), intent.amount("amount")
+	return intent.text("status") == "succeeded" && received != nil &&
+		(intent.text("capture_method") == "manual" || amount != nil && *received != *amount)
+}
+
+// intentCharges returns the charge of a PaymentIntent; none if it has no id.
 func intentCharges(intent object, id string, money payment) []*ordergatev1.Charge {
 	amount := intent.amount("amount")
 	if id == "" || amount == nil || *amount < 0 {
@@ -128,14 +142,10 @@ func intentCharges(intent object, id string, money payment) []*ordergatev1.Charg
 	case authorized:
 		c.State, c.AmountCaptured = ordergatev1.ChargeState_CHARGE_STATE_AUTHORIZED, new(int64(0))
 	case paid:
-		if !intent.has("amount_received") {
-			return nil
+		c.State = ordergatev1.ChargeState_CHARGE_STATE_CAPTURED
+		if intent.has("amount_received") {
+			c.AmountCaptured = new(intent.sum("amount_received"))
 		}
-		received := intent.sum("amount_received")
-		if received == c.Amount && intent.text("capture_method") != "manual" {
-			return nil
-		}
-		c.State, c.AmountCaptured = ordergatev1.ChargeState_CHARGE_STATE_CAPTURED, &received
 	default:
 		return nil
 	}

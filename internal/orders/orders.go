@@ -142,10 +142,11 @@ func applySale(current *ordergatev1.Order, e *Event, items LineItems) (*ordergat
 	next, known := merge(current, e.sale)
 	mergeLineItems(next, items)
 	mergeOwnItems(next, current, e.sale)
-	if e.followUp == nil {
-		return next, known, nil
+	err := addFacts(&next.Charges, e.sale.charges)
+	if e.followUp != nil {
+		err = errors.Join(err, addAll(next, e.followUp.facts))
 	}
-	return next, known, addAll(next, e.followUp.facts)
+	return next, known, err
 }
 
 // applyFollowUp returns the order after an event that adds facts to it.

@@ -3251,7 +3251,7 @@ type Charge struct {
 	// stated it.
 	AmountCaptured *int64 `protobuf:"varint,5,opt,name=amount_captured,json=amountCaptured,proto3,oneof" json:"amount_captured,omitempty"`
 	// True once all of the captured sum was refunded (Stripe: `refunded`). Refunds
-	// that failed since do not change it. Unset if no event stated it.
+	// that failed since do not change it. Unset if no event stated a refunded sum.
 	Refunded *bool `protobuf:"varint,6,opt,name=refunded,proto3,oneof" json:"refunded,omitempty"`
 	// How far the charge got. Unspecified if no event stated it.
 	State         ChargeState `protobuf:"varint,7,opt,name=state,proto3,enum=ordergate.v1.ChargeState" json:"state,omitempty"`
