@@ -47,7 +47,7 @@ func (p payment) status() ordergatev1.OrderStatus {
 	}
 }
 
-// paymentOf reads back from an order what facts.decide wrote into its status. The
+// paymentOf reads the payment back from the status that facts.decide wrote. The
 // failure of a PaymentIntent's order is derived from its charges (see
 // failedCharges) and is not a payment that later events are compared with.
 func paymentOf(o *ordergatev1.Order) payment {

@@ -6,14 +6,14 @@ import (
 	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
 )
 
-// losses is what the lost disputes of an order come to.
+// losses compares the lost disputes of an order with its money.
 type losses struct {
 	all bool // with the refunds, they cover all of the money
 	// partial are the lost disputes if they do not, or cannot be compared.
 	partial []string
 }
 
-// lostDisputes compares the lost disputes of an order with its money.
+// lostDisputes returns the losses of an order.
 func lostDisputes(o *ordergatev1.Order, money collected, refunds refundSum) (l losses) {
 	sum := int64(0) // in the order's currency
 	for _, d := range o.GetDisputes() {

@@ -457,8 +457,8 @@ func mergeLineItems(o *ordergatev1.Order, items LineItems) {
 	}
 }
 
-// completeShippingRate adds the details of a rate that the caller read. What the
-// buyer pays for it is the sale's.
+// completeShippingRate adds the details of a rate that the caller read. The amount
+// stays the one of the sale.
 func completeShippingRate(rate, details *ordergatev1.ShippingRate) {
 	if rate.GetId() == "" || rate.GetId() != details.GetId() {
 		return

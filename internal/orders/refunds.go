@@ -30,8 +30,7 @@ func counts(r *ordergatev1.Refund) bool {
 	}
 }
 
-// collected is the sum of what was captured of an order's charges, in the order's
-// currency.
+// collected is the captured sum of an order's charges, in the order's currency.
 type collected struct {
 	captured int64
 	stated   bool // an event stated a captured sum
@@ -46,7 +45,7 @@ func collectedOf(o *ordergatev1.Order) (sum collected) {
 	return sum
 }
 
-// paid returns what the buyer paid, or 0 if that is not stated apart from the
+// paid returns the sum the buyer paid, or 0 if it is not stated separately from the
 // total. An invoice states it itself, and may have charges that no event stated.
 func (m collected) paid(o *ordergatev1.Order) int64 {
 	if o.GetSource() == ordergatev1.OrderSource_ORDER_SOURCE_INVOICE {
@@ -55,8 +54,8 @@ func (m collected) paid(o *ordergatev1.Order) int64 {
 	return m.captured
 }
 
-// due returns the sum whose return cancels the order: what the buyer paid, or else
-// the total; 0 if neither is known.
+// due returns the sum whose return cancels the order: the paid sum, or else the
+// total; 0 if neither is known.
 func (m collected) due(o *ordergatev1.Order) int64 {
 	if paid := m.paid(o); paid > 0 {
 		return paid
@@ -193,16 +192,16 @@ func (c *cover) charge(amount, whole int64) {
 }
 
 // all reports whether all of the order's money is covered: as much as is due, or
-// each charge. The latter also tells where the charge is in another currency than
-// the order or less than its total (a customer's credit paid the rest); but an
-// invoice may have further charges.
+// each charge. The charges decide if they are in another currency than the order or
+// less than its total (a customer's credit paid the rest); but an invoice may have
+// further charges.
 func (c *cover) all(o *ordergatev1.Order, due int64) bool {
 	return c.sum > 0 && due > 0 && c.sum >= due ||
 		c.some && !c.part && o.GetSource() != ordergatev1.OrderSource_ORDER_SOURCE_INVOICE
 }
 
 // showAmounts writes the sums that were collected and given back into the order's
-// amounts. What a buyer paid for an invoice is the invoice's own word.
+// amounts. The paid sum of an invoice is the one that the invoice states.
 func (f facts) showAmounts(o *ordergatev1.Order) {
 	a := o.GetAmounts()
 	if a == nil {

@@ -176,8 +176,8 @@ func collectedBusiness(session, details object) string {
 	return first(collectedInformation(session).text("business_name"), details.text("business_name"))
 }
 
-// collectedInformation returns what Checkout asked the buyer for. shipToPlaces
-// warns of another shape.
+// collectedInformation returns the details that Checkout asked the buyer for.
+// shipToPlaces warns of another shape.
 func collectedInformation(session object) object {
 	if !session.field("collected_information").IsObject() {
 		return object{report: session.report}

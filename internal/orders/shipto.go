@@ -25,7 +25,7 @@ type place struct {
 // anything.
 //
 // An address without line1 or country is INCOMPLETE, unless a place that cannot be
-// read may have it in whole. buyer fills in what no place has.
+// read may have the whole one. buyer fills in the parts that no place has.
 func readShipTo(from object, places []place, sign string, buyer recipient) (*ordergatev1.Shipping, ordergatev1.AddressState) {
 	var (
 		to         *ordergatev1.Shipping

@@ -78,8 +78,8 @@ func TestOrganizationContext(t *testing.T) {
 	}
 }
 
-// The invoice of a Session is never an order of its own, whichever comes first and
-// whatever its reason is. Since 2025-03-31.basil its event does not name its payment.
+// The invoice of a Session is never an order by itself, in any order of arrival and
+// for any billing reason. Since 2025-03-31.basil its event does not name its payment.
 func TestInvoiceOfASession(t *testing.T) {
 	session := func(id string) []byte {
 		return fmt.Appendf(nil, `{"id":"evt_s%[1]s","object":"event","api_version":"2025-09-30.clover","created":1700000000,"livemode":false,"type":"checkout.session.completed","data":{"object":{

@@ -51,8 +51,8 @@ func (c *Client) completeProduct(ctx context.Context, of Ref, line *parsedLine) 
 	return err
 }
 
-// readCached returns an object from a cache, or else reads it. One that Stripe does
-// not have (any more) is what parse makes of its id alone.
+// readCached returns an object from a cache, or else reads it. An object that Stripe
+// does not have (any more) is parsed from its id alone.
 func readCached[M proto.Message](ctx context.Context, c *Client, from *cache[M], of Ref, path, object string, parse func(expandable) (M, error)) (none M, err error) {
 	key := cacheKeyOf(of)
 	if cached, ok := from.get(key); ok {

@@ -2075,13 +2075,13 @@ type Amounts struct {
 	// so that neither the order nor the repetition of events matters. What was
 	// refunded in another currency than the order's is not in it: see `refunds`.
 	Refunded *int64 `protobuf:"varint,6,opt,name=refunded,proto3,oneof" json:"refunded,omitempty"`
-	// What the buyer paid, if Stripe states it apart from the total: the captured
-	// amount, or what a customer's credit left to pay (Stripe: Invoice
-	// `amount_paid`; otherwise the same as `captured`).
+	// The sum the buyer paid, if Stripe states it separately from the total: the
+	// captured sum, or the rest after a customer's credit (Stripe: Invoice
+	// `amount_paid`; for other sources the same as `captured`).
 	Paid *int64 `protobuf:"varint,7,opt,name=paid,proto3,oneof" json:"paid,omitempty"`
-	// What was captured of the authorized amounts: the sum over `charges` (Stripe:
-	// Charge `amount_captured`, PaymentIntent `amount_received`). The rest of a
-	// partly captured charge is not a refund. Unset if no event stated it.
+	// The captured sum of all `charges` (Stripe: Charge `amount_captured`,
+	// PaymentIntent `amount_received`). The uncaptured rest of a charge is not a
+	// refund. Unset if no event stated a captured sum.
 	Captured      *int64 `protobuf:"varint,8,opt,name=captured,proto3,oneof" json:"captured,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3338,8 +3338,8 @@ func (x *Charge) GetState() ChargeState {
 	return ChargeState_CHARGE_STATE_UNSPECIFIED
 }
 
-// CreditNote reduces what an invoice asks for. The money may go back to the buyer
-// as a refund, or to the customer's balance.
+// CreditNote reduces the amount of an invoice. The money may go back to the buyer as
+// a refund, or to the customer's balance.
 // https://docs.stripe.com/api/credit_notes/object
 type CreditNote struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
