@@ -141,8 +141,8 @@ func (e *Event) References() []Reference { return slices.Clone(e.references) }
 
 // MustClaim reports whether the same sale may be told by another object as
 // well, so that the order of this event may be that object's: a PaymentIntent's
-// Session or invoice, the Session that created the subscription of a first
-// invoice. Before anything is made of such a sale, the caller looks for an order
+// Session or invoice, the Session of a subscription's first invoice or of a manual
+// one. Before anything is made of such a sale, the caller looks for an order
 // among the References, then asks Stripe for the other object, and at last
 // claims the References for OrderID. Where another order turns up, the event is
 // applied to that one, as a follow-up.

@@ -125,7 +125,7 @@ func (e *Event) readFailedIntent(intent object, sources Sources) {
 // get a revision for it.
 func capturedApart(intent object) bool {
 	received, amount := intent.amount("amount_received"), intent.amount("amount")
-	return intent.text("status") == "succeeded" && received != nil &&
+	return intent.text("status") == "succeeded" && received != nil && *received > 0 &&
 		(intent.text("capture_method") == "manual" || amount != nil && *received != *amount)
 }
 
@@ -143,8 +143,8 @@ func intentCharges(intent object, id string, money payment) []*ordergatev1.Charg
 		c.State, c.AmountCaptured = ordergatev1.ChargeState_CHARGE_STATE_AUTHORIZED, new(int64(0))
 	case paid:
 		c.State = ordergatev1.ChargeState_CHARGE_STATE_CAPTURED
-		if intent.has("amount_received") {
-			c.AmountCaptured = new(intent.sum("amount_received"))
+		if received := intent.amount("amount_received"); received != nil && *received > 0 {
+			c.AmountCaptured = received
 		}
 	default:
 		return nil

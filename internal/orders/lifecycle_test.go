@@ -375,6 +375,8 @@ func TestLifecycles(t *testing.T) {
 		{"a charge that says so is refunded in full", []story{paidSession, charge("refunded", 4000, 100, `,"captured":true,"refunded":true`)}, statusRefunded, cancel, nil, 4000},
 		{"a full refund of a captured part fails", []story{placedSession, charge("captured", 3000, 0, `,"captured":true`), charge("refunded", 3000, 3000, `,"captured":true,"refunded":true`), refund("refund.failed", "re_1", 3000, "failed")},
 			statusPaid, hold, holds{refundUnclear}, 0},
+		{"a received sum of zero is not stated", []story{placedSession, intent("succeeded", `,"status":"succeeded","amount_received":0`), refund("refund.created", "re_1", 4200, "succeeded")}, statusRefunded, cancel, nil, 4200},
+		{"a captured sum of zero is not stated", []story{placedSession, charge("captured", 0, 0, `,"captured":true`), refund("refund.created", "re_1", 4200, "succeeded")}, statusRefunded, cancel, nil, 4200},
 		{"authorization expired", []story{placedSession, intent("amount_capturable_updated", `,"status":"requires_capture"`), charge("expired", 0, 4200, `,"captured":false,"refunded":true`)}, statusCanceled, cancel, nil, 0},
 		{"authorization released", []story{placedSession, charge("refunded", 0, 4200, `,"captured":false,"refunded":true`), intent("canceled", `,"status":"canceled"`)}, statusCanceled, cancel, nil, 0},
 

@@ -64,10 +64,10 @@ func (m collected) due(o *ordergatev1.Order) int64 {
 }
 
 // capturedOf returns how much of a charge was captured: all of it, unless an event
-// stated otherwise.
+// stated another sum or a state in which nothing is.
 func capturedOf(c *ordergatev1.Charge) int64 {
 	switch {
-	case c.AmountCaptured != nil:
+	case c.GetAmountCaptured() > 0:
 		return c.GetAmountCaptured()
 	case c.GetState() == ordergatev1.ChargeState_CHARGE_STATE_UNSPECIFIED,
 		c.GetState() == ordergatev1.ChargeState_CHARGE_STATE_CAPTURED:
