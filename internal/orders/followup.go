@@ -82,11 +82,9 @@ func (e *Event) readCharge(charge object) {
 	e.belongsTo(PaymentIntent, charge.reference("payment_intent"))
 	e.belongsTo(Charge, id)
 	e.belongsTo(Invoice, charge.reference("invoice")) // until 2025-03-31.basil
-	c := &ordergatev1.Charge{
-		Id:             id,
-		Amount:         charge.sum("amount"),
-		Currency:       readCurrency(charge),
-		AmountRefunded: charge.sum("amount_refunded"),
+	c := &ordergatev1.Charge{Id: id, Amount: charge.sum("amount"), Currency: readCurrency(charge)}
+	if e.Type == chargeRefunded || charge.has("amount_refunded") {
+		c.AmountRefunded = charge.sum("amount_refunded")
 	}
 	if charge.has("amount_captured") {
 		c.AmountCaptured = new(charge.sum("amount_captured"))

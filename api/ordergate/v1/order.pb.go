@@ -95,7 +95,8 @@ const (
 	OrderStatus_ORDER_STATUS_PAYMENT_FAILED OrderStatus = 3
 	// The session expired before it was paid.
 	OrderStatus_ORDER_STATUS_EXPIRED OrderStatus = 4
-	// The payment was cancelled before the money arrived.
+	// The payment was cancelled before the money arrived, or its authorization
+	// expired or was released.
 	OrderStatus_ORDER_STATUS_CANCELED OrderStatus = 5
 	// Paid, and a part of the money was given back.
 	OrderStatus_ORDER_STATUS_PARTIALLY_REFUNDED OrderStatus = 6
@@ -382,13 +383,13 @@ type CancelReason int32
 const (
 	// Not set; never sent.
 	CancelReason_CANCEL_REASON_UNSPECIFIED CancelReason = 0
-	// The delayed payment failed.
+	// The delayed payment failed, or each charge of a PaymentIntent's order did.
 	CancelReason_CANCEL_REASON_PAYMENT_FAILED CancelReason = 1
 	// The session expired before it was paid.
 	CancelReason_CANCEL_REASON_EXPIRED CancelReason = 2
 	// All of the money was given back.
 	CancelReason_CANCEL_REASON_REFUNDED CancelReason = 3
-	// The payment was cancelled.
+	// The payment was cancelled, or its authorization expired or was released.
 	CancelReason_CANCEL_REASON_CANCELED CancelReason = 4
 	// Disputes were lost that, with the refunds, cover all of the money.
 	CancelReason_CANCEL_REASON_DISPUTE_LOST CancelReason = 5
@@ -1023,8 +1024,9 @@ type Order struct {
 	// shipped for it. Always set (Stripe: `livemode`). Treat an unset value as
 	// false.
 	Livemode *bool `protobuf:"varint,9,opt,name=livemode,proto3,oneof" json:"livemode,omitempty"`
-	// The connected account (`acct_…`) the sale belongs to. Empty for the
-	// platform's own sales (Stripe: Event `account`).
+	// The account (`acct_…`) the sale belongs to: a connected account (Stripe:
+	// Event `account`), or one of an organization (Stripe: Event `context`). Empty
+	// for the platform's own sales.
 	Account string `protobuf:"bytes,10,opt,name=account,proto3" json:"account,omitempty"`
 	// Who bought. Unset when Stripe sent no customer details.
 	Customer *Customer `protobuf:"bytes,11,opt,name=customer,proto3" json:"customer,omitempty"`
@@ -1090,7 +1092,8 @@ type Order struct {
 	// it again. Sorted by reason and cause.
 	HoldReleases []*HoldRelease `protobuf:"bytes,34,rep,name=hold_releases,json=holdReleases,proto3" json:"hold_releases,omitempty"`
 	// How far the money had got in the snapshot of the sale that the details
-	// above were read from: AWAITING_PAYMENT, PAYMENT_FAILED, EXPIRED or PAID.
+	// above were read from: AWAITING_PAYMENT, AUTHORIZED, PAYMENT_FAILED, EXPIRED or
+	// PAID.
 	// `status` is what all that was heard comes to.
 	SaleStatus OrderStatus `protobuf:"varint,35,opt,name=sale_status,json=saleStatus,proto3,enum=ordergate.v1.OrderStatus" json:"sale_status,omitempty"`
 	// The number of decimal digits in which Stripe counts `currency`: 2 for EUR,
