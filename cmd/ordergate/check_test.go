@@ -37,7 +37,7 @@ func wants(t *testing.T, out string, lines ...string) {
 func TestCheckStripe(t *testing.T) {
 	stripe := stripetest.NewServer(t)
 	none := stripetest.List(func(*http.Request) []json.RawMessage { return nil })
-	for _, list := range []string{"checkout/sessions", "products", "prices", "invoices", "payment_intents"} {
+	for _, list := range []string{"checkout/sessions", "products", "prices", "shipping_rates", "invoices", "payment_intents"} {
 		stripe.Handle("GET /v1/"+list, none)
 	}
 	stripe.Handle("GET /v1/events", stripetest.Error(403, "", "Having the 'rak_event_read' permission would allow this"))

@@ -148,7 +148,7 @@ func newGateway(ctx context.Context, cfg config.Config, logger *slog.Logger) (_ 
 	g.pipeline = pipeline.New(pipeline.Config{
 		Log:           g.log,
 		Stripe:        p.stripe,
-		Sources:       orders.Sources{PaymentIntents: cfg.PaymentIntents(), Invoices: cfg.InvoiceReasons()},
+		Sources:       orders.Sources{PaymentIntents: cfg.PaymentIntents(), Invoices: cfg.InvoiceReasons(), ShipOnAuthorization: cfg.ShipOnAuthorization()},
 		ItemsDeadline: cfg.LineItemsDeadline,
 		ShipDelay:     cfg.ShipDelay,
 		Logger:        logger,
@@ -258,7 +258,7 @@ func (g *gateway) dialOptions() []grpc.DialOption {
 // maxConnections bounds the connections to the gRPC and the admin listener each, at a time.
 const maxConnections = 2048
 
-const secretKeyMend = "in the Stripe Dashboard (Developers > API keys), create a restricted one with Read on Checkout Sessions, Products, Prices, Invoices, PaymentIntents and Events"
+const secretKeyMend = "in the Stripe Dashboard (Developers > API keys), create a restricted one with Read on Checkout Sessions, Products, Prices, Shipping Rates, Invoices, PaymentIntents and Events"
 
 // newStripeClient returns nil without an API key.
 func newStripeClient(cfg config.Config, metrics prometheus.Registerer, logger *slog.Logger) (*stripeapi.Client, error) {

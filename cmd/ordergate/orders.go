@@ -26,7 +26,7 @@ type ordersListCommand struct {
 	clientFlags `embed:""`
 	modeFlags   `embed:""`
 	Directive   []string `name:"directive" placeholder:"NAME" help:"Only orders with this directive: WAIT, SHIP, HOLD, CANCEL."`
-	Status      []string `name:"status" placeholder:"NAME" help:"Only orders in this status: AWAITING_PAYMENT, PAID, PAYMENT_FAILED, EXPIRED, CANCELED, PARTIALLY_REFUNDED, REFUNDED."`
+	Status      []string `name:"status" placeholder:"NAME" help:"Only orders in this status: AWAITING_PAYMENT, AUTHORIZED, PAID, PAYMENT_FAILED, EXPIRED, CANCELED, PARTIALLY_REFUNDED, REFUNDED."`
 	Limit       int      `name:"limit" default:"50" help:"How many at most; 0 for all."`
 }
 

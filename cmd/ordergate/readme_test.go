@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"github.com/alecthomas/kong"
+
+	"github.com/ordergate/ordergate/internal/orders"
 )
 
 func readme(t *testing.T) string {
@@ -43,6 +45,22 @@ func TestReadmeListsEverySetting(t *testing.T) {
 			if flag.HasDefault && !strings.Contains(row[1], "`"+flag.Default+"`") {
 				t.Errorf("the row of --%s does not name its default %s: %s", flag.Name, flag.Default, row[1])
 			}
+		}
+	}
+}
+
+// Every type of event that is used is in the README's table.
+func TestReadmeListsEveryEventType(t *testing.T) {
+	_, table, ok := strings.Cut(readme(t), "## What each Stripe event does")
+	if !ok {
+		t.Fatal("the README has no table of events")
+	}
+	table, _, _ = strings.Cut(table, "\n## ")
+	for _, name := range orders.EventTypes() {
+		object := name[:strings.LastIndex(name, ".")]
+		short := "`" + strings.TrimPrefix(name, object) + "`"
+		if !strings.Contains(table, "`"+name+"`") && !(strings.Contains(table, "`"+object+".") && strings.Contains(table, short)) {
+			t.Errorf("no row for %s", name)
 		}
 	}
 }

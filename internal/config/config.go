@@ -65,12 +65,14 @@ type Config struct {
 	StripeWebhookSecret     string `name:"stripe-webhook-secret" env:"STRIPE_WEBHOOK_SECRET" placeholder:"whsec_…" help:"The endpoint's signing secret; several with commas, while one is rolled. Better in the environment or .env.local: a flag shows in the process list."`
 	StripeWebhookSecretFile string `name:"stripe-webhook-secret-file" env:"STRIPE_WEBHOOK_SECRET_FILE" placeholder:"FILE" help:"Signing secrets, one a line, # begins a comment; beside those of STRIPE_WEBHOOK_SECRET, or instead. Taken again when the file changes: no restart to roll a secret."`
 
-	StripeAPIKey      []string      `name:"stripe-api-key" env:"STRIPE_API_KEY" placeholder:"rk_…" help:"API keys, at most one for test and one for live mode: to read line items, look up sales and list missed events. Restricted keys (rk_…) with Read on Checkout Sessions, Products, Prices, Invoices, PaymentIntents and Events are enough."`
+	StripeAPIKey      []string      `name:"stripe-api-key" env:"STRIPE_API_KEY" placeholder:"rk_…" help:"API keys, at most one for test and one for live mode: to read line items, look up sales and list missed events. Restricted keys (rk_…) with Read on Checkout Sessions, Products, Prices, Shipping Rates, Invoices, PaymentIntents and Events are enough."`
 	StripeAPIBase     string        `name:"stripe-api-base" env:"STRIPE_API_BASE" placeholder:"URL" help:"Another server for Stripe's API, for tests."`
 	StripeRate        float64       `name:"stripe-rate" env:"ORDERGATE_STRIPE_RATE" default:"20" help:"How many requests a second may go to Stripe's API in all: more than 0, at most 100."`
 	LineItemsDeadline time.Duration `name:"line-items-deadline" env:"ORDERGATE_LINE_ITEMS_DEADLINE" default:"30s" help:"How long an order waits for its line items before it goes out without them (0s to 1m); they follow."`
 	ShipDelay         time.Duration `name:"ship-delay" env:"ORDERGATE_SHIP_DELAY" default:"0s" help:"How long a paid order stays in WAIT (SETTLING) before it may be shipped (0s to 72h), for shops whose reviews arrive seconds after the payment."`
 	OrderSources      []string      `name:"order-sources" env:"ORDERGATE_ORDER_SOURCES" default:"checkout_session,invoice.subscription_create,invoice.subscription_cycle" help:"What makes orders: checkout_session (always), payment_intent for shops on Stripe Elements (needs an API key), and invoice.REASON for invoices of a billing reason: subscription_create, subscription_cycle, subscription_update, manual."`
+
+	ShipOn string `name:"ship-on" env:"ORDERGATE_SHIP_ON" default:"payment" enum:"payment,authorization" help:"When an order ships: once it is paid (payment), or once its payment is authorized (authorization), for shops that capture on shipment."`
 
 	OTLPEndpoint string  `name:"otlp-endpoint" env:"OTEL_EXPORTER_OTLP_ENDPOINT" placeholder:"URL" help:"Where a collector takes traces (OTLP over gRPC), such as http://localhost:4317, or https://... with TLS. Without it nothing is traced."`
 	TraceRatio   float64 `name:"trace-ratio" env:"ORDERGATE_TRACE_RATIO" default:"1" help:"The share of webhooks that are traced: 0 to 1."`
@@ -227,6 +229,8 @@ func (c *Config) CheckStore() error {
 	return errors.Join(problems...)
 }
 
+const shipOnAuthorization = "authorization"
+
 const (
 	sourceSession       = "checkout_session"
 	sourcePaymentIntent = "payment_intent"
@@ -252,6 +256,9 @@ func (c *Config) checkSources() (problems []error) {
 
 // PaymentIntents reports whether PaymentIntents make orders.
 func (c *Config) PaymentIntents() bool { return slices.Contains(c.OrderSources, sourcePaymentIntent) }
+
+// ShipOnAuthorization reports whether orders ship before their payment is captured.
+func (c *Config) ShipOnAuthorization() bool { return c.ShipOn == shipOnAuthorization }
 
 // InvoiceReasons are the billing reasons whose paid invoices make orders.
 func (c *Config) InvoiceReasons() []string {

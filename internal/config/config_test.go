@@ -108,6 +108,16 @@ func TestCheckReportsEverything(t *testing.T) {
 	}
 }
 
+func TestShipOn(t *testing.T) {
+	c := valid()
+	if c.ShipOnAuthorization() {
+		t.Error("orders ship on authorization by default")
+	}
+	if c.ShipOn = "authorization"; !c.ShipOnAuthorization() {
+		t.Error("--ship-on authorization has no effect")
+	}
+}
+
 func TestOrderSources(t *testing.T) {
 	c := valid()
 	c.OrderSources = []string{"checkout_session", "invoice.manual", "payment_intent", "invoice.subscription_cycle"}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
@@ -26,9 +27,14 @@ type Event struct {
 	// APIVersion is the version that fixed the shape of the event's object.
 	// Empty when the event names none.
 	APIVersion string
-	// Account is the connected account (`acct_…`) the event is of. Empty for
-	// the platform's own.
+	// Account is the account (`acct_…`) the event is of: a connected account, or
+	// one of the organization that owns the event destination. Empty for the
+	// platform's own.
 	Account string
+	// InContext means that Account is an organization's, named in the event's
+	// `context`: requests for it are sent with `Stripe-Context` instead of
+	// `Stripe-Account`.
+	InContext bool
 	// Livemode is true only when the event, or its object, says so and neither
 	// denies it.
 	Livemode bool
@@ -55,6 +61,8 @@ type sale struct {
 	// items are the line items, where the snapshot has the whole list; nil
 	// otherwise.
 	items []*ordergatev1.LineItem
+	// charges are the charges of a PaymentIntent's own order.
+	charges []*ordergatev1.Charge
 }
 
 // followUp is what an event says about an order that another object made.
@@ -63,8 +71,11 @@ type followUp struct {
 	// speak of that.
 	payment payment
 	// facts holds the lists of facts (refunds, disputes, …) with what the event
-	// adds to them, and paid_time where payment is paid. Nil adds nothing.
+	// adds to them, payment_unclear, capture_before_time, and paid_time where
+	// payment is paid. Nil adds nothing.
 	facts *ordergatev1.Order
+	// onlyIntents means that the event is about orders of PaymentIntents only.
+	onlyIntents bool
 }
 
 // Reference names a Stripe object that belongs to an order.
@@ -94,6 +105,9 @@ type Sources struct {
 	// `subscription_cycle`
 	// (https://docs.stripe.com/api/invoices/object#invoice_object-billing_reason).
 	Invoices []string
+	// ShipOnAuthorization makes orders that ship once their payment is authorized,
+	// for shops that capture on shipment.
+	ShipOnAuthorization bool
 }
 
 // DefaultSources makes orders of Checkout Sessions and of a subscription's
@@ -127,12 +141,37 @@ func (e *Event) References() []Reference { return slices.Clone(e.references) }
 
 // MustClaim reports whether the same sale may be told by another object as
 // well, so that the order of this event may be that object's: a PaymentIntent's
-// Session or invoice, the Session that created the subscription of a first
-// invoice. Before anything is made of such a sale, the caller looks for an order
+// Session or invoice, the Session of a subscription's first invoice or of a manual
+// one. Before anything is made of such a sale, the caller looks for an order
 // among the References, then asks Stripe for the other object, and at last
 // claims the References for OrderID. Where another order turns up, the event is
 // applied to that one, as a follow-up.
 func (e *Event) MustClaim() bool { return e.mustClaim }
+
+// MayBelong reports whether the sale may be another object's, whose order is then
+// among the References: any sale but a Session's. If MustClaim is false, an order
+// that is not among the References need not be looked for elsewhere.
+func (e *Event) MayBelong() bool {
+	return e.sale != nil && e.sale.order.GetSource() != ordergatev1.OrderSource_ORDER_SOURCE_CHECKOUT_SESSION
+}
+
+// ShippingRate returns the id of the shipping rate of a sale; empty if there is
+// none.
+func (e *Event) ShippingRate() string {
+	if e.sale == nil {
+		return ""
+	}
+	return ShippingRateOf(e.sale.order)
+}
+
+// ShippingRateOf returns the id of an order's shipping rate (`shr_…`); empty if there
+// is none that can be read at Stripe.
+func ShippingRateOf(o *ordergatev1.Order) string {
+	if id := o.GetShippingRate().GetId(); strings.HasPrefix(id, "shr_") && isID(id) {
+		return id
+	}
+	return ""
+}
 
 // Optional reports whether nothing is amiss when the order of a follow-up is not
 // found: most objects of its type belong to no order, such as the PaymentIntent
@@ -167,7 +206,7 @@ func Parse(raw []byte, sources Sources) (*Event, error) {
 	if created := top.time("created"); created != nil {
 		e.Created = created.AsTime()
 	}
-	e.Account = readAccount(top)
+	e.Account, e.InContext = readAccount(top)
 	e.Livemode = agreed(top.boolean("livemode"), nil)
 	if r.err == nil {
 		e.readObject(top, sources)
@@ -177,7 +216,8 @@ func Parse(raw []byte, sources Sources) (*Event, error) {
 
 // Lookup says what is known of an object that was read from Stripe's API.
 type Lookup struct {
-	Account    string // the connected account it was read from; empty for the platform's own
+	Account    string // the account it was read from; empty for the platform's own
+	InContext  bool   // see Event.InContext
 	Livemode   bool   // whether the API key is of live mode
 	APIVersion string // the API version it was asked for in
 }
@@ -198,13 +238,14 @@ func ParseLookup(raw []byte, from Lookup, sources Sources) (*Event, error) {
 		Type:       top.text("object"),
 		APIVersion: from.APIVersion,
 		Account:    from.Account,
+		InContext:  from.InContext,
 		Livemode:   agreed(&from.Livemode, top.boolean("livemode")),
 		lookup:     true,
 	}
 	r.event = fmt.Sprintf("lookup of %.80q (API version %.40q)", top.text("id"), from.APIVersion)
 	switch e.Type {
 	case "checkout.session":
-		e.readSession(top)
+		e.readSession(top, sources)
 	case "invoice":
 		e.readInvoice(top, sources)
 	case "payment_intent":
@@ -236,14 +277,18 @@ func (e *Event) readObject(top object, sources Sources) {
 	var read func(object)
 	switch e.Type {
 	case sessionCompleted, sessionPaymentSucceeded, sessionPaymentFailed, sessionExpired:
-		read = e.readSession
+		read = func(o object) { e.readSession(o, sources) }
 	case invoicePaid:
 		read = func(o object) { e.readInvoice(o, sources) }
 	case invoicePaymentPaid:
 		read = e.readInvoicePayment
-	case intentSucceeded, intentProcessing, intentCanceled:
+	case creditNoteCreated, creditNoteUpdated, creditNoteVoided:
+		read = e.readCreditNote
+	case intentFailed:
+		read = func(o object) { e.readFailedIntent(o, sources) }
+	case intentSucceeded, intentProcessing, intentCanceled, intentCapturable:
 		read = func(o object) { e.readPaymentIntent(o, sources) }
-	case chargeRefunded:
+	case chargeRefunded, chargeCaptured, chargeExpired:
 		read = e.readCharge
 	case refundCreated, refundUpdated, refundFailed, chargeRefundUpdated:
 		read = e.readRefundEvent
@@ -276,17 +321,22 @@ func (e *Event) belongsTo(kind ReferenceKind, ids ...string) {
 	}
 }
 
-// readAccount fails where it cannot be read: an order must not be taken for
-// another account's.
-func readAccount(top object) string {
-	if !top.has("account") {
-		return ""
+// readAccount reads the account of an event: `account` of a connected account, or
+// else `context` of an organization's
+// (https://docs.stripe.com/api/events/object#event_object-context). It fails if
+// that cannot be read: an order must not be taken for another account's.
+func readAccount(top object) (account string, inContext bool) {
+	key := "account"
+	if inContext = !top.has(key); inContext {
+		key = "context"
 	}
-	account := top.text("account")
-	if !isID(account) {
-		top.fail("account", "is not an account id")
+	if !top.has(key) {
+		return "", false
 	}
-	return account
+	if account = top.text(key); !isID(account) {
+		top.fail(key, "is not an account id")
+	}
+	return account, inContext
 }
 
 // agreed returns what an event and its object say together: true when one says

@@ -25,6 +25,11 @@ const (
 	warningCreated      = "radar.early_fraud_warning.created"
 	warningUpdated      = "radar.early_fraud_warning.updated"
 	invoicePaymentPaid  = "invoice_payment.paid"
+	chargeCaptured      = "charge.captured"
+	chargeExpired       = "charge.expired" // an uncaptured charge expired
+	creditNoteCreated   = "credit_note.created"
+	creditNoteUpdated   = "credit_note.updated"
+	creditNoteVoided    = "credit_note.voided"
 )
 
 // tells makes the event a follow-up with these facts. One that names no payment
@@ -66,8 +71,9 @@ func (e *Event) ofPayment(o object) (charge string) {
 	return charge
 }
 
-// readCharge reads what a charge says about its refunds. Before 2022-11-15 it
-// also had them with it. https://docs.stripe.com/api/charges/object
+// readCharge reads how much of a charge was captured and refunded. Before
+// 2022-11-15 a charge contained its refunds.
+// https://docs.stripe.com/api/charges/object
 func (e *Event) readCharge(charge object) {
 	id, ok := charge.named("charge")
 	if !ok {
@@ -76,12 +82,22 @@ func (e *Event) readCharge(charge object) {
 	e.belongsTo(PaymentIntent, charge.reference("payment_intent"))
 	e.belongsTo(Charge, id)
 	e.belongsTo(Invoice, charge.reference("invoice")) // until 2025-03-31.basil
-	facts := &ordergatev1.Order{Charges: []*ordergatev1.Charge{{
-		Id:             id,
-		Amount:         charge.sum("amount"),
-		Currency:       readCurrency(charge),
-		AmountRefunded: charge.sum("amount_refunded"),
-	}}}
+	c := &ordergatev1.Charge{Id: id, Amount: charge.sum("amount"), Currency: readCurrency(charge)}
+	if e.Type == chargeRefunded || charge.has("amount_refunded") {
+		c.AmountRefunded = charge.sum("amount_refunded")
+	}
+	if charge.has("amount_captured") {
+		c.AmountCaptured = new(charge.sum("amount_captured"))
+	}
+	money, unclear := e.chargePayment(charge, c)
+	facts := &ordergatev1.Order{
+		Charges:           []*ordergatev1.Charge{c},
+		CaptureBeforeTime: captureBefore(charge),
+		PaymentUnclear:    unclear,
+	}
+	if money == paid {
+		facts.PaidTime = e.createdTime()
+	}
 	if list, ok := charge.object("refunds"); ok {
 		for _, refund := range list.objects("data") {
 			if r := readRefund(refund, id); r != nil {
@@ -90,6 +106,84 @@ func (e *Event) readCharge(charge object) {
 		}
 	}
 	e.tells(facts)
+	e.followUp.payment = money            // its own id is a reference: there is a follow-up
+	e.optional = e.Type != chargeRefunded // most captures are of no order
+}
+
+// chargePayment completes c with the state of a charge, and returns how far the
+// payment got by it; unknown if the event does not state that. The payment is
+// unclear if the charge contradicts the type of the event.
+func (e *Event) chargePayment(charge object, c *ordergatev1.Charge) (_ payment, unclear bool) {
+	captured := charge.boolean("captured")
+	// That a charge without refunds is not refunded adds nothing.
+	if refunded := charge.boolean("refunded"); refunded != nil && (*refunded || c.GetAmountRefunded() > 0) {
+		c.Refunded = refunded
+	}
+	switch {
+	case captured == nil:
+	case *captured:
+		c.State = ordergatev1.ChargeState_CHARGE_STATE_CAPTURED
+	case c.GetRefunded() || e.Type == chargeExpired:
+		c.State = ordergatev1.ChargeState_CHARGE_STATE_RELEASED
+	}
+	isCaptured := c.State == ordergatev1.ChargeState_CHARGE_STATE_CAPTURED
+	switch {
+	case e.Type == chargeCaptured && captured != nil && !isCaptured, e.Type == chargeExpired && isCaptured:
+		charge.warn(charge.at("captured"), "contradicts "+e.Type+": the order is held")
+		return unknown, true
+	case e.Type == chargeCaptured:
+		return paid, false
+	case e.Type == chargeExpired, c.State == ordergatev1.ChargeState_CHARGE_STATE_RELEASED:
+		return canceled, false
+	default:
+		return unknown, false
+	}
+}
+
+// maxCreditedLines bounds the lines of one credit note. Stripe's events carry 10.
+const maxCreditedLines = 20
+
+// readCreditNote reads a credit note on an invoice.
+// https://docs.stripe.com/api/credit_notes/object
+func (e *Event) readCreditNote(note object) {
+	id, ok := note.named("credit_note")
+	if !ok {
+		return
+	}
+	e.belongsTo(Invoice, note.reference("invoice"))
+	n := &ordergatev1.CreditNote{
+		Id:         id,
+		Currency:   readCurrency(note),
+		State:      ordergatev1.CreditNoteState_CREDIT_NOTE_STATE_ISSUED,
+		Reason:     note.constant("reason"),
+		CreateTime: note.time("created"),
+	}
+	if note.has("total") {
+		n.Amount = note.sum("total")
+	} else {
+		n.Amount = note.sum("amount")
+	}
+	switch status := note.text("status"); {
+	case status == "void" || e.Type == creditNoteVoided:
+		n.State = ordergatev1.CreditNoteState_CREDIT_NOTE_STATE_VOID
+	case status != "issued":
+		note.warn(note.at("status"), "is not a status this version knows: taken for issued")
+	}
+	lines, _ := note.object("lines")
+	data := lines.objects("data")
+	for _, line := range data[:min(len(data), maxCreditedLines)] {
+		n.Lines = append(n.Lines, &ordergatev1.CreditNoteLine{
+			Id:              line.reference("id"),
+			InvoiceLineItem: line.reference("invoice_line_item"),
+			Amount:          line.amount("amount"),
+			Quantity:        line.amount("quantity"),
+			Description:     line.text("description"),
+		})
+	}
+	more := lines.boolean("has_more")
+	n.LinesTruncated = more != nil && *more || len(data) > maxCreditedLines
+	e.tells(&ordergatev1.Order{CreditNotes: []*ordergatev1.CreditNote{n}})
+	e.optional = true // most invoices are of no order
 }
 
 // readRefundEvent reads a refund. https://docs.stripe.com/api/refunds/object
@@ -116,6 +210,11 @@ func readRefund(refund object, charge string) *ordergatev1.Refund {
 		Currency: readCurrency(refund),
 		Reason:   refund.constant("reason"),
 		Charge:   charge,
+
+		Metadata:      refund.texts("metadata"),
+		Description:   refund.text("description"),
+		FailureReason: refund.constant("failure_reason"),
+		CreateTime:    refund.time("created"),
 	}
 	switch refund.text("status") {
 	case "succeeded":
@@ -140,9 +239,16 @@ func (e *Event) readDispute(dispute object) {
 	if !ok {
 		return
 	}
-	e.ofPayment(dispute)
-	d := &ordergatev1.Dispute{Id: id, Reason: dispute.constant("reason")}
-	// They are only shown: the dispute holds the order without them, too.
+	d := &ordergatev1.Dispute{
+		Id:         id,
+		Charge:     e.ofPayment(dispute),
+		Reason:     dispute.constant("reason"),
+		CreateTime: dispute.time("created"),
+	}
+	evidence, _ := dispute.object("evidence_details")
+	d.EvidenceDueTime = evidence.time("due_by")
+	// An amount that cannot be read is 0: if the dispute is lost, that holds the
+	// order instead of canceling it.
 	d.Amount, d.Currency = dispute.number("amount"), dispute.constant("currency")
 	switch dispute.text("status") {
 	case "warning_needs_response", "warning_under_review":

@@ -6,6 +6,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
+	"github.com/ordergate/ordergate/internal/quantity"
 )
 
 const (
@@ -15,6 +16,9 @@ const (
 	// invoice: the sale of the Session that created the subscription, if one
 	// did.
 	subscriptionCreate = "subscription_create"
+	// manual is the billing reason of an invoice that a shop made by hand, or a
+	// Session with `invoice_creation`.
+	manual = "manual"
 )
 
 // readInvoice reads a paid invoice, in the shapes before and since
@@ -37,15 +41,18 @@ func (e *Event) readInvoice(invoice object, sources Sources) {
 	e.belongsTo(PaymentIntent, intents...)
 	e.belongsTo(Charge, charges...)
 	if reason == subscriptionCreate {
-		// Only the first invoice is the sale of whoever claims the subscription.
+		// Only the first invoice is the sale of the Session that made the subscription.
 		e.belongsTo(Subscription, subscription)
-		e.mustClaim = true
 	}
-	if !sources.listed(reason) {
-		e.links()
-		e.mustClaim = false
+	// Any invoice may be the one of a Session, which it then pays.
+	e.isPaid()
+	total := invoice.amount("total")
+	if !sources.listed(reason) || total != nil && *total < 0 {
+		e.optional = true
 		return
 	}
+	// Checkout makes invoices for these reasons only.
+	e.mustClaim = reason == subscriptionCreate || reason == manual
 
 	metadata := invoice.texts("metadata")
 	for key, value := range subscriptionMetadata {
@@ -70,8 +77,12 @@ func (e *Event) readInvoice(invoice object, sources Sources) {
 			PaymentIntent: only(intents),
 			Charge:        only(charges),
 		},
-		CreateTime: invoice.time("created"),
-		ApiVersion: e.APIVersion,
+		CreateTime:    invoice.time("created"),
+		ApiVersion:    e.APIVersion,
+		BillingReason: reason,
+	}
+	if due := invoice.amount("amount_due"); due != nil {
+		o.PaymentRequired = new(*due > 0)
 	}
 	// The customer's address is used where the invoice has none of its own
 	// (https://docs.stripe.com/api/invoices/object#invoice_object-shipping_details).
@@ -84,7 +95,8 @@ func (e *Event) readInvoice(invoice object, sources Sources) {
 	if invoice.has("shipping_cost") {
 		sign = "shipping_cost"
 	}
-	o.Shipping, o.AddressState = readShipTo(invoice, []place{readPlace(invoice, at)}, sign, invoice.text("customer_phone"))
+	o.Shipping, o.AddressState = readShipTo(invoice, []place{readPlace(invoice, at)}, sign,
+		recipient{name: invoice.text("customer_name"), phone: invoice.text("customer_phone")})
 	e.sells(invoice, o, paid)
 	e.sale.items = readInvoiceLines(invoice)
 }
@@ -152,13 +164,14 @@ func invoicePayments(invoice object) (intents, charges []string) {
 }
 
 func readInvoiceCustomer(invoice object) *ordergatev1.Customer {
-	id, _ := invoice.expandable("customer")
 	c := &ordergatev1.Customer{
-		Id:      id,
-		Name:    invoice.text("customer_name"),
-		Email:   invoice.text("customer_email"),
-		Phone:   invoice.text("customer_phone"),
-		Address: readBillingAddress(invoice, "customer_address"),
+		Id:        readCustomerID(invoice),
+		Name:      invoice.text("customer_name"),
+		Email:     invoice.text("customer_email"),
+		Phone:     invoice.text("customer_phone"),
+		Address:   readBillingAddress(invoice, "customer_address"),
+		TaxIds:    readTaxIDs(invoice, "customer_tax_ids"),
+		TaxExempt: invoice.constant("customer_tax_exempt"),
 	}
 	if proto.Size(c) == 0 {
 		return nil
@@ -230,12 +243,15 @@ func readInvoiceLines(invoice object) (items []*ordergatev1.LineItem) {
 func readInvoiceLine(line object) *ordergatev1.LineItem {
 	item := &ordergatev1.LineItem{
 		Id:             line.reference("id"),
-		Quantity:       line.amount("quantity"),
 		Description:    line.text("description"),
 		AmountSubtotal: line.amount("amount"),
 		AmountDiscount: line.amountOf("discount_amounts"),
 		Metadata:       line.texts("metadata"),
+		Proration:      isProration(line),
 	}
+	item.Quantity, item.QuantityDecimal = readQuantity(line)
+	period, _ := line.object("period")
+	item.PeriodStartTime, item.PeriodEndTime = period.time("start"), period.time("end")
 	if line.has("subtotal") {
 		item.AmountSubtotal = line.amount("subtotal")
 	}
@@ -251,12 +267,54 @@ func readInvoiceLine(line object) *ordergatev1.LineItem {
 		var price object
 		item.Price, price = line.expandable("price")
 		product = price.reference("product")
+		if price.has("id") {
+			item.PriceDetails = &ordergatev1.PriceDetails{
+				LookupKey: price.text("lookup_key"), Nickname: price.text("nickname"), Metadata: price.texts("metadata"),
+			}
+		}
+	}
+	if item.Price != "" {
+		if item.PriceDetails == nil {
+			item.PriceDetails = &ordergatev1.PriceDetails{}
+		}
+		item.PriceDetails.Id = item.Price
 	}
 	if product != "" {
 		item.Product = &ordergatev1.Product{Id: product, ReferenceOnly: true}
 	}
 	readLineTaxes(line, item)
 	return item
+}
+
+// readQuantity reads the quantity of a line. Since 2026-03-25.dahlia `quantity` is
+// the whole part of `quantity_decimal`.
+func readQuantity(line object) (whole *int64, exact string) {
+	if line.has("quantity_decimal") {
+		exact = line.text("quantity_decimal")
+	} else if _, isWhole := line.integer("quantity"); !isWhole && line.has("quantity") {
+		exact = string(line.field("quantity").Raw())
+	} else {
+		return line.amount("quantity"), ""
+	}
+	whole, err := quantity.Whole(exact)
+	if err != nil {
+		line.fail(line.at("quantity"), "is not a decimal number")
+	}
+	return whole, exact
+}
+
+// isProration reports whether a line is a proration.
+func isProration(line object) bool {
+	details := line
+	if parent, ok := line.object("parent"); ok { // since 2025-03-31.basil
+		for _, kind := range []string{"subscription_item_details", "invoice_item_details"} {
+			if parent.has(kind) {
+				details, _ = parent.object(kind)
+			}
+		}
+	}
+	proration := details.boolean("proration")
+	return proration != nil && *proration
 }
 
 // readLineTaxes reads the taxes of a line, and its total: what is on top of the

@@ -184,14 +184,20 @@ func (o object) sum(key string) int64 {
 	return *n
 }
 
-// amountOf adds up the amounts of a list of objects. Nil when there is no list.
+// amountOf adds up the amounts of a list of objects, which may be negative: those of
+// a proration are. Nil when there is no list.
 func (o object) amountOf(key string) *int64 {
 	if !o.has(key) {
 		return nil
 	}
 	total := new(int64(0))
 	for _, entry := range o.objects(key) {
-		if total = plus(total, new(entry.sum("amount"))); total == nil {
+		amount := entry.amount("amount")
+		if amount == nil {
+			entry.fail(entry.at("amount"), "is not an amount")
+			return nil
+		}
+		if total = plus(total, amount); total == nil {
 			o.fail(o.at(key), "is more than a number can hold")
 			return nil
 		}

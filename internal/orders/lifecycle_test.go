@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/testing/protocmp"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
 )
@@ -19,6 +20,7 @@ const (
 	statusCanceled = ordergatev1.OrderStatus_ORDER_STATUS_CANCELED
 	partlyRefunded = ordergatev1.OrderStatus_ORDER_STATUS_PARTIALLY_REFUNDED
 	statusRefunded = ordergatev1.OrderStatus_ORDER_STATUS_REFUNDED
+	isAuthorized   = ordergatev1.OrderStatus_ORDER_STATUS_AUTHORIZED
 
 	kindCanceled = ordergatev1.OrderEventKind_ORDER_EVENT_KIND_CANCELED
 	kindRefunded = ordergatev1.OrderEventKind_ORDER_EVENT_KIND_REFUNDED
@@ -30,6 +32,11 @@ const (
 	noAddress     = ordergatev1.HoldReason_HOLD_REASON_ADDRESS_UNREADABLE
 	byOperator    = ordergatev1.HoldReason_HOLD_REASON_OPERATOR
 	refundUnclear = ordergatev1.HoldReason_HOLD_REASON_REFUND_UNCLEAR
+	halfAddress   = ordergatev1.HoldReason_HOLD_REASON_ADDRESS_INCOMPLETE
+	addressLost   = ordergatev1.HoldReason_HOLD_REASON_ADDRESS_MISSING
+	isCredited    = ordergatev1.HoldReason_HOLD_REASON_CREDITED
+	moneyUnclear  = ordergatev1.HoldReason_HOLD_REASON_PAYMENT_UNCLEAR
+	disputeLost   = ordergatev1.HoldReason_HOLD_REASON_DISPUTE_LOST
 )
 
 // story is one event, by its type and the fields of its object that matter.
@@ -43,8 +50,6 @@ func objectOf(typ string) string {
 	switch {
 	case strings.HasPrefix(typ, "checkout.session."):
 		return "checkout.session"
-	case typ == "charge.refunded":
-		return "charge"
 	case strings.HasPrefix(typ, "refund.") || typ == "charge.refund.updated":
 		return "refund"
 	case strings.HasPrefix(typ, "charge.dispute."):
@@ -93,6 +98,21 @@ func refunded(total int) story {
 
 func dispute(what, id, status string) story {
 	return story{"charge.dispute." + what, fmt.Sprintf(`"id":%q,"amount":4200,"currency":"eur","reason":"fraudulent","status":%q`, id, status) + ofPi1}
+}
+
+func partialDispute(what, id, status string, amount int) story {
+	return story{"charge.dispute." + what, fmt.Sprintf(`"id":%q,"amount":%d,"currency":"eur","status":%q`, id, amount, status) + ofPi1}
+}
+
+// charge is ch_1, of 4200, with these captured and refunded sums.
+func charge(what string, captured, refunded int, fields string) story {
+	return story{"charge." + what, fmt.Sprintf(`"id":"ch_1","payment_intent":"pi_1","amount":4200,"currency":"eur","amount_captured":%d,"amount_refunded":%d`, captured, refunded) + fields}
+}
+
+// creditNote is on the invoice in_1.
+func creditNote(what, id, status string, amount int) story {
+	return story{"credit_note." + what, fmt.Sprintf(`"id":%q,"invoice":"in_1","amount":%d,"total":%d,"currency":"eur","status":%q,"reason":"order_change",`+
+		`"lines":{"has_more":false,"data":[{"id":"cnli_1","invoice_line_item":"il_1","amount":%d,"quantity":1,"description":"Box"}]}`, id, amount, amount, status, amount)}
 }
 
 func review(what, id, fields string) story {
@@ -281,6 +301,20 @@ func TestLifecycles(t *testing.T) {
 			statusPaid, ship, nil, 0},
 		{"dispute lost", []story{paidSession, dispute("created", "dp_1", "needs_response"), dispute("updated", "dp_1", "under_review"), dispute("closed", "dp_1", "lost")},
 			statusPaid, cancel, nil, 0},
+		{"dispute lost, appealed and won", []story{paidSession, dispute("created", "dp_1", "needs_response"), dispute("closed", "dp_1", "lost"), dispute("updated", "dp_1", "appeal_under_review"), dispute("closed", "dp_1", "won")},
+			statusPaid, ship, nil, 0},
+		{"dispute lost, appealed and lost again", []story{paidSession, dispute("closed", "dp_1", "lost"), dispute("updated", "dp_1", "appeal_needs_response"), dispute("closed", "dp_1", "lost")},
+			statusPaid, cancel, nil, 0},
+		{"a part is disputed", []story{paidSession, partialDispute("created", "dp_1", "needs_response", 1000)}, statusPaid, hold, holds{disputed}, 0},
+		{"a partial dispute is lost", []story{paidSession, partialDispute("created", "dp_1", "needs_response", 1000), partialDispute("closed", "dp_1", "lost", 1000)},
+			statusPaid, hold, holds{disputeLost}, 0},
+		{"a partial dispute is won on appeal", []story{paidSession, partialDispute("closed", "dp_1", "lost", 1000), partialDispute("closed", "dp_1", "won", 1000)}, statusPaid, ship, nil, 0},
+		{"two partial disputes are lost", []story{paidSession, partialDispute("closed", "dp_1", "lost", 1200), partialDispute("closed", "dp_2", "lost", 3000)}, statusPaid, cancel, nil, 0},
+		{"a part is refunded, the rest is lost", []story{paidSession, refunded(3200), partialDispute("closed", "dp_1", "lost", 1000)}, partlyRefunded, cancel, nil, 3200},
+		{"a dispute in another currency is lost", []story{paidSession, {"charge.dispute.closed", `"id":"dp_1","amount":4700,"currency":"usd","status":"lost"` + ofPi1}}, statusPaid, hold, holds{disputeLost}, 0},
+		{"a dispute over a charge in another currency is lost", []story{paidSession, {"charge.dispute.closed", `"id":"dp_1","amount":4700,"currency":"usd","status":"lost"` + ofPi1},
+			{"charge.captured", `"id":"ch_1","payment_intent":"pi_1","amount":4700,"amount_captured":4700,"amount_refunded":0,"currency":"usd","captured":true`}}, statusPaid, cancel, nil, 0},
+		{"all that was captured is lost", []story{placedSession, charge("captured", 3000, 0, `,"captured":true`), partialDispute("closed", "dp_1", "lost", 3000)}, statusPaid, cancel, nil, 0},
 		{"dispute lost and appealed", []story{paidSession, dispute("closed", "dp_1", "lost"), dispute("updated", "dp_1", "appeal_under_review")}, statusPaid, cancel, nil, 0},
 		{"dispute appealed, the loss not heard of", []story{paidSession, dispute("updated", "dp_1", "appeal_needs_response")}, statusPaid, cancel, nil, 0},
 		{"one dispute won, another open", []story{paidSession, dispute("created", "dp_1", "needs_response"), dispute("closed", "dp_1", "won"), dispute("created", "dp_2", "under_review")},
@@ -326,6 +360,51 @@ func TestLifecycles(t *testing.T) {
 			paymentFailed, cancel, nil, 0},
 		{"paid after all", []story{placedSession, intent("canceled", `,"status":"canceled"`), session("async_payment_succeeded", `,"payment_status":"paid"`)}, statusPaid, ship, nil, 0},
 
+		{"authorized", []story{placedSession, intent("amount_capturable_updated", `,"status":"requires_capture","amount_capturable":4200`)}, isAuthorized, wait, nil, 0},
+		{"authorized, then captured in part", []story{placedSession, intent("amount_capturable_updated", `,"status":"requires_capture"`), charge("captured", 3000, 0, `,"captured":true,"refunded":false`),
+			intent("succeeded", `,"status":"succeeded","amount_received":3000`)}, statusPaid, ship, nil, 0},
+		{"the uncaptured rest is counted as refunded", []story{placedSession, charge("captured", 3000, 1200, `,"captured":true,"refunded":false`)}, statusPaid, ship, nil, 0},
+		{"the uncaptured rest is counted as refunded, and so is a refund", []story{placedSession, charge("captured", 3000, 1200, `,"captured":true,"refunded":false`),
+			charge("refunded", 3000, 2200, `,"captured":true,"refunded":false`), refund("refund.created", "re_1", 1000, "succeeded")}, partlyRefunded, ship, nil, 1000},
+		{"the uncaptured rest is not counted as refunded", []story{placedSession, charge("captured", 3000, 0, `,"captured":true,"refunded":false`),
+			charge("refunded", 3000, 1000, `,"captured":true,"refunded":false`), refund("refund.created", "re_1", 1000, "succeeded")}, partlyRefunded, ship, nil, 1000},
+		{"all that was captured is refunded", []story{placedSession, intent("succeeded", `,"status":"succeeded","amount_received":3000`), refund("refund.created", "re_1", 3000, "succeeded"),
+			charge("refunded", 3000, 3000, `,"captured":true,"refunded":true`)}, statusRefunded, cancel, nil, 3000},
+		{"all that was captured is refunded, the rest counted", []story{placedSession, charge("refunded", 3000, 4200, `,"captured":true,"refunded":true`), charge("captured", 3000, 1200, `,"captured":true,"refunded":false`)},
+			statusRefunded, cancel, nil, 3000},
+		{"a charge that says so is refunded in full", []story{paidSession, charge("refunded", 4000, 100, `,"captured":true,"refunded":true`)}, statusRefunded, cancel, nil, 4000},
+		{"a full refund of a captured part fails", []story{placedSession, charge("captured", 3000, 0, `,"captured":true`), charge("refunded", 3000, 3000, `,"captured":true,"refunded":true`), refund("refund.failed", "re_1", 3000, "failed")},
+			statusPaid, hold, holds{refundUnclear}, 0},
+		{"a received sum of zero is not stated", []story{placedSession, intent("succeeded", `,"status":"succeeded","amount_received":0`), refund("refund.created", "re_1", 4200, "succeeded")}, statusRefunded, cancel, nil, 4200},
+		{"a captured sum of zero is not stated", []story{placedSession, charge("captured", 0, 0, `,"captured":true`), refund("refund.created", "re_1", 4200, "succeeded")}, statusRefunded, cancel, nil, 4200},
+		{"authorization expired", []story{placedSession, intent("amount_capturable_updated", `,"status":"requires_capture"`), charge("expired", 0, 4200, `,"captured":false,"refunded":true`)}, statusCanceled, cancel, nil, 0},
+		{"authorization released", []story{placedSession, charge("refunded", 0, 4200, `,"captured":false,"refunded":true`), intent("canceled", `,"status":"canceled"`)}, statusCanceled, cancel, nil, 0},
+
+		{"succeeded, but unpaid", []story{placedSession, session("async_payment_succeeded", `,"payment_status":"unpaid"`)}, awaitingPayment, hold, holds{moneyUnclear}, 0},
+		{"succeeded, but unpaid, without a completion", []story{session("async_payment_succeeded", `,"payment_status":"unpaid"`)}, awaitingPayment, hold, holds{moneyUnclear}, 0},
+		{"succeeded, but unpaid, then paid", []story{placedSession, session("async_payment_succeeded", `,"payment_status":"unpaid"`), intent("succeeded", `,"status":"succeeded","amount_received":4200`)}, statusPaid, ship, nil, 0},
+		{"succeeded, but unpaid, then failed", []story{placedSession, session("async_payment_succeeded", `,"payment_status":"unpaid"`), session("async_payment_failed", `,"payment_status":"unpaid"`)}, paymentFailed, cancel, nil, 0},
+		{"failed, but paid", []story{placedSession, session("async_payment_failed", `,"payment_status":"paid"`)}, awaitingPayment, hold, holds{moneyUnclear}, 0},
+		{"expired, but paid", []story{placedSession, session("expired", `,"payment_status":"paid"`)}, awaitingPayment, hold, holds{moneyUnclear}, 0},
+		{"payment succeeded, but processing", []story{placedSession, intent("succeeded", `,"status":"processing"`)}, awaitingPayment, hold, holds{moneyUnclear}, 0},
+		{"captured, but not captured", []story{placedSession, charge("captured", 0, 0, `,"captured":false`)}, awaitingPayment, hold, holds{moneyUnclear}, 0},
+		{"expired, but captured", []story{placedSession, charge("expired", 4200, 0, `,"captured":true`)}, awaitingPayment, hold, holds{moneyUnclear}, 0},
+
+		{"a session with its invoice", []story{session("completed", `,"payment_status":"unpaid","invoice":"in_1"`), {"invoice.paid", strings.Replace(oldInvoice, "subscription_cycle", "manual", 1)}}, statusPaid, ship, nil, 0},
+		{"a session whose invoice is paid after a failed debit", []story{session("completed", `,"payment_status":"unpaid","invoice":"in_1"`), session("async_payment_failed", `,"payment_status":"unpaid"`),
+			{"invoice.paid", strings.Replace(oldInvoice, "subscription_cycle", "subscription_create", 1)}}, statusPaid, ship, nil, 0},
+		{"a session with an invoice for no reason of ours", []story{session("completed", `,"payment_status":"unpaid","invoice":"in_1"`), {"invoice.paid", `"id":"in_1","status":"paid","billing_reason":"upcoming"`}}, statusPaid, ship, nil, 0},
+
+		{"credited in part", []story{{"invoice.paid", oldInvoice}, creditNote("created", "cn_1", "issued", 1000)}, statusPaid, ship, nil, 0},
+		{"credited in full", []story{{"invoice.paid", oldInvoice}, creditNote("created", "cn_1", "issued", 4200)}, statusPaid, hold, holds{isCredited}, 0},
+		{"credited in full by two", []story{{"invoice.paid", oldInvoice}, creditNote("created", "cn_1", "issued", 4000), creditNote("created", "cn_2", "issued", 200)}, statusPaid, hold, holds{isCredited}, 0},
+		{"credited in full, voided", []story{{"invoice.paid", oldInvoice}, creditNote("created", "cn_1", "issued", 4200), creditNote("updated", "cn_1", "issued", 4200), creditNote("voided", "cn_1", "void", 4200)}, statusPaid, ship, nil, 0},
+		{"credited in full and refunded", []story{{"invoice.paid", oldInvoice}, creditNote("created", "cn_1", "issued", 4200), refund("refund.created", "re_1", 4200, "succeeded")}, statusRefunded, cancel, holds{isCredited}, 4200},
+
+		{"a later box without an address", []story{{"invoice.paid", strings.Replace(oldInvoice, "shipping_details", "no_details", 1)}}, statusPaid, hold, holds{addressLost}, 0},
+		{"a later box with half an address", []story{{"invoice.paid", strings.Replace(oldInvoice, `"line1":"Musterstraße 1"`, `"line1":null`, 1)}}, statusPaid, hold, holds{halfAddress}, 0},
+		{"a manual invoice without an address", []story{{"invoice.paid", strings.Replace(strings.Replace(oldInvoice, "shipping_details", "no_details", 1), "subscription_cycle", "manual", 1)}}, statusPaid, ship, nil, 0},
+
 		{"invoice", []story{{"invoice.paid@2022-11-15", oldInvoice}, refunded(1000)}, partlyRefunded, ship, nil, 1000},
 		{"invoice in both shapes", []story{{"invoice.paid@2022-11-15", oldInvoice}, {"invoice.paid@2025-03-31.basil", basilInvoice}, refunded(4200)}, statusRefunded, cancel, nil, 4200},
 		{"an invoice with a credit, refunded", []story{{"invoice.paid", strings.Replace(oldInvoice, `"amount_paid":4200`, `"amount_paid":3000`, 1)},
@@ -340,6 +419,18 @@ func TestLifecycles(t *testing.T) {
 			partlyRefunded, ship, nil, 1000},
 		{"payment intent, processing at first", []story{intent("processing", `,"status":"processing"`), intent("succeeded", `,"status":"succeeded","amount_received":4000`), refunded(4000)},
 			statusRefunded, cancel, nil, 4000},
+		{"payment intent, authorized", []story{intent("amount_capturable_updated", `,"status":"requires_capture"`)}, isAuthorized, wait, nil, 0},
+		{"payment intent, authorized, then captured", []story{intent("amount_capturable_updated", `,"status":"requires_capture"`), intent("succeeded", `,"status":"succeeded","amount_received":3000,"capture_method":"manual"`), charge("captured", 3000, 0, `,"captured":true`)},
+			statusPaid, ship, nil, 0},
+		{"payment intent that contradicts itself", []story{intent("succeeded", `,"status":"processing"`)}, awaitingPayment, hold, holds{moneyUnclear}, 0},
+		{"payment intent failed", []story{intent("processing", `,"status":"processing"`), intent("payment_failed", `,"status":"requires_payment_method"`)}, paymentFailed, cancel, nil, 0},
+		{"payment intent failed, then paid by another charge", []story{intent("processing", `,"status":"processing"`), intent("payment_failed", `,"status":"requires_payment_method"`),
+			{"payment_intent.succeeded", `"id":"pi_1","amount":4200,"currency":"eur","latest_charge":"ch_2","status":"succeeded","amount_received":4200`}}, statusPaid, ship, nil, 0},
+		{"payment intent, a card failed before the debit", []story{intent("processing", `,"status":"processing"`),
+			{"payment_intent.payment_failed", `"id":"pi_1","amount":4200,"currency":"eur","latest_charge":"ch_0","status":"requires_payment_method"`}}, awaitingPayment, wait, nil, 0},
+		{"payment intent, the debit failed and another is under way", []story{intent("processing", `,"status":"processing"`), intent("payment_failed", `,"status":"requires_payment_method"`),
+			{"payment_intent.processing", `"id":"pi_1","amount":4200,"currency":"eur","latest_charge":"ch_2","status":"processing"`}}, awaitingPayment, wait, nil, 0},
+		{"a session, a card failed before the debit", []story{placedSession, intent("payment_failed", `,"status":"requires_payment_method"`)}, awaitingPayment, wait, nil, 0},
 		{"payment intent cancelled", []story{intent("processing", `,"status":"processing"`), intent("canceled", `,"status":"canceled"`)}, statusCanceled, cancel, nil, 0},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -462,6 +553,19 @@ func TestKindsOfFollowUps(t *testing.T) {
 		{"cancelled, paid already", []story{paidSession, intent("canceled", `,"status":"canceled"`)}, []seen{{kindPaid, ship}}},
 		{"captured", []story{placedSession, intent("succeeded", `,"status":"succeeded"`)}, []seen{{kindPlaced, wait}, {kindPaid, ship}}},
 		{"succeeded, paid already", []story{paidSession, intent("succeeded", `,"status":"succeeded"`)}, []seen{{kindPaid, ship}}},
+		{"succeeded in full, paid already", []story{paidSession, intent("succeeded", `,"status":"succeeded","amount_received":4200,"capture_method":"automatic_async"`)}, []seen{{kindPaid, ship}}},
+		{"processing, placed already", []story{placedSession, intent("processing", `,"status":"processing"`)}, []seen{{kindPlaced, wait}}},
+		{"captured by hand in full", []story{placedSession, intent("succeeded", `,"status":"succeeded","amount_received":4200,"capture_method":"manual"`), charge("captured", 4200, 0, `,"captured":true,"refunded":false`)},
+			[]seen{{kindPlaced, wait}, {kindPaid, ship}}},
+		{"authorized, then captured", []story{placedSession, intent("amount_capturable_updated", `,"status":"requires_capture"`), charge("captured", 4200, 0, `,"captured":true`)},
+			[]seen{{kindPlaced, wait}, {kindUpdated, wait}, {kindPaid, ship}}},
+		{"payment intent failed and tried again", []story{intent("processing", `,"status":"processing"`), intent("payment_failed", `,"status":"requires_payment_method"`),
+			{"payment_intent.processing", `"id":"pi_1","amount":4200,"currency":"eur","latest_charge":"ch_2","status":"processing"`}},
+			[]seen{{kindPlaced, wait}, {kindFailed, cancel}, {kindPlaced, wait}}},
+		{"unclear, then clear", []story{placedSession, session("async_payment_succeeded", `,"payment_status":"unpaid"`), intent("succeeded", `,"status":"succeeded"`)},
+			[]seen{{kindPlaced, wait}, {kindHeld, hold}, {kindPaid, ship}}},
+		{"credited and voided", []story{{"invoice.paid", oldInvoice}, creditNote("created", "cn_1", "issued", 4200), creditNote("voided", "cn_1", "void", 4200)},
+			[]seen{{kindPaid, ship}, {kindHeld, hold}, {kindReleased, ship}}},
 		{"what does not concern shipping", []story{paidSession, dispute("funds_withdrawn", "dp_1", "needs_response"), dispute("funds_reinstated", "dp_1", "won")}, []seen{{kindPaid, ship}}},
 		{"paid when it is refunded already", []story{placedSession, refunded(4200), session("async_payment_succeeded", `,"payment_status":"paid"`)},
 			[]seen{{kindPlaced, wait}, {kindRefunded, wait}, {kindRefunded, cancel}}},
@@ -611,9 +715,14 @@ func TestTooMany(t *testing.T) {
 // TestJoin: what is said of one fact adds up in any order.
 func TestJoin(t *testing.T) {
 	var all []*ordergatev1.Refund
-	for _, state := range []ordergatev1.RefundState{0, 1, 2, 3, 4} {
+	for i, state := range []ordergatev1.RefundState{0, 1, 2, 3, 4} {
 		for _, reason := range []string{"", "duplicate", "fraudulent"} {
-			all = append(all, &ordergatev1.Refund{Id: "re_1", Amount: int64(len(all) % 3), State: state, Reason: reason})
+			r := &ordergatev1.Refund{Id: "re_1", Amount: int64(len(all) % 3), State: state, Reason: reason}
+			if i > 0 {
+				r.CreateTime = &timestamppb.Timestamp{Seconds: int64(len(all) % 4)}
+				r.Metadata = map[string]string{fmt.Sprint(len(all) % 3): fmt.Sprint(len(all) % 5)}
+			}
+			all = append(all, r)
 		}
 	}
 	joined := func(a, b *ordergatev1.Refund) *ordergatev1.Refund {
@@ -635,11 +744,15 @@ func TestJoin(t *testing.T) {
 	}
 	// Every kind of field that a fact has can be compared.
 	for _, f := range []fact{
-		&ordergatev1.Refund{Id: "x", Amount: 1, Currency: "eur", State: 1, Reason: "x", Charge: "ch_1"},
-		&ordergatev1.Dispute{Id: "x", Amount: 1, Currency: "eur", State: 1, Reason: "x"},
+		&ordergatev1.Refund{Id: "x", Amount: 1, Currency: "eur", State: 1, Reason: "x", Charge: "ch_1",
+			Metadata: map[string]string{"x": ""}, Description: "x", FailureReason: "x", CreateTime: &timestamppb.Timestamp{}},
+		&ordergatev1.Dispute{Id: "x", Amount: 1, Currency: "eur", State: 1, Reason: "x", Charge: "ch_1",
+			EvidenceDueTime: &timestamppb.Timestamp{}, CreateTime: &timestamppb.Timestamp{}},
+		&ordergatev1.CreditNote{Id: "x", Amount: 1, Currency: "eur", State: 1, Reason: "x",
+			Lines: []*ordergatev1.CreditNoteLine{{Id: "x"}}, LinesTruncated: true, CreateTime: &timestamppb.Timestamp{}},
 		&ordergatev1.Review{Id: "x", State: 1, ClosedReason: "x"},
 		&ordergatev1.EarlyFraudWarning{Id: "x", FraudType: "x", Settled: true},
-		&ordergatev1.Charge{Id: "x", Amount: 1, Currency: "eur", AmountRefunded: 1},
+		&ordergatev1.Charge{Id: "x", Amount: 1, Currency: "eur", AmountRefunded: 1, AmountCaptured: new(int64(0)), Refunded: new(false), State: 1},
 	} {
 		fields, set := f.ProtoReflect().Descriptor().Fields().Len(), 0
 		empty := f.ProtoReflect().New()

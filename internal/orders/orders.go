@@ -53,6 +53,9 @@ type LineItems struct {
 	// Items is the whole list when State is COMPLETE, and not looked at
 	// otherwise: half a list must never be shipped. It is copied.
 	Items []*ordergatev1.LineItem
+	// ShippingRate has the details of the order's shipping rate when State is
+	// COMPLETE. Nil adds nothing. It is copied.
+	ShippingRate *ordergatev1.ShippingRate
 }
 
 // Change is what happened to an order.
@@ -107,7 +110,7 @@ func Apply(current *ordergatev1.Order, e *Event, items LineItems) (*Change, erro
 	)
 	switch {
 	case e.sale != nil && (current == nil || current.GetId() == e.OrderID()):
-		next, known = applySale(current, e, items)
+		next, known, err = applySale(current, e, items)
 	case e.followUp != nil && current != nil:
 		next, known, err = applyFollowUp(current, e.followUp)
 		mergeLineItems(next, items)
@@ -119,11 +122,11 @@ func Apply(current *ordergatev1.Order, e *Event, items LineItems) (*Change, erro
 }
 
 // applySale returns the order after its sale, or nil when there is none.
-func applySale(current *ordergatev1.Order, e *Event, items LineItems) (*ordergatev1.Order, payment) {
+func applySale(current *ordergatev1.Order, e *Event, items LineItems) (*ordergatev1.Order, payment, error) {
 	// What was looked up rebuilds an order. One that is known already was not
 	// rebuilt, and needs no operator to look at it.
 	if e.lookup && current != nil {
-		return nil, unknown
+		return nil, unknown, nil
 	}
 	// A session that was never completed is not an order, and most sessions
 	// that expire never were.
@@ -134,7 +137,7 @@ func applySale(current *ordergatev1.Order, e *Event, items LineItems) (*ordergat
 	// session expires and a completed one is no longer open
 	// (https://docs.stripe.com/api/checkout/sessions/object, `status`).
 	if e.sale.payment == expired && paymentOf(current) == unknown {
-		return nil, unknown
+		return nil, unknown, nil
 	}
 	next, known := merge(current, e.sale)
 	if !e.lookup { // the sale event has come after all, as if it had only been late
@@ -142,24 +145,40 @@ func applySale(current *ordergatev1.Order, e *Event, items LineItems) (*ordergat
 	}
 	mergeLineItems(next, items)
 	mergeOwnItems(next, current, e.sale)
-	return next, known
+	err := addFacts(&next.Charges, e.sale.charges)
+	if e.followUp != nil {
+		err = errors.Join(err, addAll(next, e.followUp.facts))
+	}
+	return next, known, err
 }
 
 // applyFollowUp returns the order after an event that adds facts to it.
 func applyFollowUp(current *ordergatev1.Order, f *followUp) (*ordergatev1.Order, payment, error) {
 	next := proto.CloneOf(current)
-	errs := []error{
-		addFacts(&next.Refunds, f.facts.GetRefunds()),
-		addFacts(&next.Disputes, f.facts.GetDisputes()),
-		addFacts(&next.Reviews, f.facts.GetReviews()),
-		addFacts(&next.EarlyFraudWarnings, f.facts.GetEarlyFraudWarnings()),
-		addFacts(&next.Charges, f.facts.GetCharges()),
+	if f.onlyIntents && current.GetSource() != ordergatev1.OrderSource_ORDER_SOURCE_PAYMENT_INTENT {
+		return next, paymentOf(current), nil
 	}
 	// The sale itself knows best when it was paid (see merge).
 	if saleOf(current) != paid {
 		next.PaidTime = proto.CloneOf(earlier(next.GetPaidTime(), f.facts.GetPaidTime()))
 	}
-	return next, max(paymentOf(current), f.payment), errors.Join(errs...)
+	return next, max(paymentOf(current), f.payment), addAll(next, f.facts)
+}
+
+// addAll adds all facts of an event to an order.
+func addAll(o, news *ordergatev1.Order) error {
+	o.PaymentUnclear = o.GetPaymentUnclear() || news.GetPaymentUnclear()
+	if isLater(news.GetCaptureBeforeTime(), o.GetCaptureBeforeTime()) {
+		o.CaptureBeforeTime = proto.CloneOf(news.GetCaptureBeforeTime())
+	}
+	return errors.Join(
+		addFacts(&o.Refunds, news.GetRefunds()),
+		addFacts(&o.Disputes, news.GetDisputes()),
+		addFacts(&o.Reviews, news.GetReviews()),
+		addFacts(&o.EarlyFraudWarnings, news.GetEarlyFraudWarnings()),
+		addFacts(&o.Charges, news.GetCharges()),
+		addFacts(&o.CreditNotes, news.GetCreditNotes()),
+	)
 }
 
 // fact is something that came after the sale, with an id of its own.
@@ -174,7 +193,7 @@ func addFacts[F fact](known *[]F, news []F) error {
 		i, found := slices.BinarySearchFunc(*known, n, func(a, b F) int { return cmp.Compare(a.GetId(), b.GetId()) })
 		switch {
 		case found:
-			join((*known)[i].ProtoReflect(), n.ProtoReflect())
+			join((*known)[i].ProtoReflect(), proto.CloneOf(n).ProtoReflect())
 		case len(*known) == maxFacts:
 			return fmt.Errorf("%s %s: %w", n.ProtoReflect().Descriptor().Name(), n.GetId(), ErrTooMany)
 		default:
@@ -184,24 +203,42 @@ func addFacts[F fact](known *[]F, news []F) error {
 	return nil
 }
 
-// join adds what src says of a fact to dst: of each field, the greater value.
-// That is commutative, and idempotent; a state goes forward because the numbers
-// of its enum are in the order in which a fact goes through them. The other
-// fields Stripe writes once.
+// join adds the fields of src, a fact, to dst: of each field, the greater value
+// counts. That is commutative and idempotent; a state goes forward because states
+// are compared in the order in which a fact goes through them. The other fields
+// Stripe writes once. dst may share memory with src afterwards.
 func join(dst, src protoreflect.Message) {
 	src.Range(func(field protoreflect.FieldDescriptor, value protoreflect.Value) bool {
-		if greater(field.Kind(), value, dst.Get(field)) {
+		switch {
+		case field.IsMap():
+			joinMap(dst.Mutable(field).Map(), value.Map())
+		case !dst.Has(field) || greater(field, value, dst.Get(field)):
 			dst.Set(field, value)
 		}
 		return true
 	})
 }
 
-// greater compares two values of a kind that the facts have.
-func greater(kind protoreflect.Kind, a, b protoreflect.Value) bool {
-	switch kind {
+// joinMap adds a map of strings: of each key, the greater value counts.
+func joinMap(dst, src protoreflect.Map) {
+	src.Range(func(key protoreflect.MapKey, value protoreflect.Value) bool {
+		if !dst.Has(key) || value.String() > dst.Get(key).String() {
+			dst.Set(key, value)
+		}
+		return true
+	})
+}
+
+// greater compares two values of a field of a fact.
+func greater(field protoreflect.FieldDescriptor, a, b protoreflect.Value) bool {
+	if field.IsList() {
+		return cmp.Or(cmp.Compare(a.List().Len(), b.List().Len()), cmp.Compare(encoded(a.List()), encoded(b.List()))) > 0
+	}
+	switch kind := field.Kind(); kind {
 	case protoreflect.EnumKind:
-		return a.Enum() > b.Enum()
+		return rank(field, a.Enum()) > rank(field, b.Enum())
+	case protoreflect.MessageKind: // a time
+		return isLater(timeIn(a), timeIn(b))
 	case protoreflect.Int64Kind:
 		return a.Int() > b.Int()
 	case protoreflect.BoolKind:
@@ -211,6 +248,48 @@ func greater(kind protoreflect.Kind, a, b protoreflect.Value) bool {
 	default:
 		panic("orders: a fact has a field of a kind that cannot be compared: " + kind.String())
 	}
+}
+
+// disputeStates are the states of a dispute in the order in which it goes through
+// them: one that was lost may be won on appeal.
+var disputeStates = []ordergatev1.DisputeState{
+	ordergatev1.DisputeState_DISPUTE_STATE_UNSPECIFIED,
+	ordergatev1.DisputeState_DISPUTE_STATE_INQUIRY,
+	ordergatev1.DisputeState_DISPUTE_STATE_INQUIRY_CLOSED,
+	ordergatev1.DisputeState_DISPUTE_STATE_OPEN,
+	ordergatev1.DisputeState_DISPUTE_STATE_PREVENTED,
+	ordergatev1.DisputeState_DISPUTE_STATE_LOST,
+	ordergatev1.DisputeState_DISPUTE_STATE_WON,
+}
+
+// rank returns the place of a state among those of its enum. The numbers of all
+// enums but DisputeState are in the order in which a fact goes through the states.
+func rank(field protoreflect.FieldDescriptor, state protoreflect.EnumNumber) int {
+	if field.Enum().FullName() == ordergatev1.DisputeState(0).Descriptor().FullName() {
+		return slices.Index(disputeStates, ordergatev1.DisputeState(state))
+	}
+	return int(state)
+}
+
+// encoded returns a list of messages in a form that can be compared.
+func encoded(list protoreflect.List) string {
+	var all []byte
+	for i := range list.Len() {
+		// It cannot fail: every string of a fact is valid UTF-8.
+		all, _ = proto.MarshalOptions{Deterministic: true}.MarshalAppend(all, list.Get(i).Message().Interface())
+	}
+	return string(all)
+}
+
+// timeIn returns a field's time.
+func timeIn(v protoreflect.Value) *timestamppb.Timestamp {
+	t, _ := v.Message().Interface().(*timestamppb.Timestamp)
+	return t
+}
+
+// isLater reports whether a is later than b; nil is before all times.
+func isLater(a, b *timestamppb.Timestamp) bool {
+	return a != nil && (b == nil || a.AsTime().After(b.AsTime()))
 }
 
 // SetLineItems gives an order its line items when they are read after the event
@@ -277,13 +356,15 @@ func merge(current *ordergatev1.Order, s *sale) (*ordergatev1.Order, payment) {
 
 // leads reports whether the details of the sale are to be those of the
 // snapshot rather than those the order has. Between two snapshots that say the
-// same of the money, the API version decides, in whichever order they come; two
-// of the same version are taken for copies of each other.
+// same of the money, the API version decides, in whichever order they come, and
+// then the charge: a PaymentIntent may try several. Two with the same charge are
+// taken for copies of each other.
 func leads(s *sale, current *ordergatev1.Order) bool {
 	if known := saleOf(current); s.payment != known {
 		return s.payment > known
 	}
-	return s.order.GetApiVersion() > current.GetApiVersion()
+	return cmp.Or(cmp.Compare(s.order.GetApiVersion(), current.GetApiVersion()),
+		cmp.Compare(s.order.GetReferences().GetCharge(), current.GetReferences().GetCharge())) > 0
 }
 
 // overlay copies every field that is set in src over the one in dst; what is
@@ -311,16 +392,11 @@ func statesMoney(o *ordergatev1.Order) bool {
 	return o.GetCurrency() != "" || o.GetAmounts() != nil || rate != nil && rate.Amount != nil
 }
 
-// dropMoney removes what a snapshot says about money. (Amounts.refunded is not
-// the snapshot's and stays.)
+// dropMoney removes the money of a snapshot. (The sums that are derived are
+// written again by facts.decide.)
 func dropMoney(o *ordergatev1.Order) {
-	o.Currency = ""
-	if a := o.GetAmounts(); a != nil {
-		o.Amounts = nil
-		if a.Refunded != nil {
-			o.Amounts = &ordergatev1.Amounts{Refunded: a.Refunded}
-		}
-	}
+	o.Currency, o.CurrencyExponent, o.Amounts = "", nil, nil
+	o.PresentmentAmount, o.PresentmentCurrency = nil, ""
 	if r := o.GetShippingRate(); r != nil {
 		r.Amount = nil
 	}
@@ -333,6 +409,8 @@ func better(a, b ordergatev1.AddressState) ordergatev1.AddressState {
 	for _, state := range []ordergatev1.AddressState{
 		ordergatev1.AddressState_ADDRESS_STATE_PRESENT,
 		ordergatev1.AddressState_ADDRESS_STATE_UNREADABLE,
+		ordergatev1.AddressState_ADDRESS_STATE_INCOMPLETE,
+		ordergatev1.AddressState_ADDRESS_STATE_NOT_NEEDED,
 		ordergatev1.AddressState_ADDRESS_STATE_NOT_COLLECTED,
 	} {
 		if a == state || b == state {
@@ -370,6 +448,7 @@ func mergeLineItems(o *ordergatev1.Order, items LineItems) {
 		for _, item := range items.Items {
 			o.LineItems = append(o.LineItems, proto.CloneOf(item))
 		}
+		completeShippingRate(o.GetShippingRate(), items.ShippingRate)
 	case known == unspecified && said == unspecified:
 		o.LineItemsState = pending
 	case known == unspecified:
@@ -380,6 +459,17 @@ func mergeLineItems(o *ordergatev1.Order, items LineItems) {
 		// later would have it sent twice.
 		o.LineItemsState = pending
 	}
+}
+
+// completeShippingRate adds the details of a rate that the caller read. The amount
+// stays the one of the sale.
+func completeShippingRate(rate, details *ordergatev1.ShippingRate) {
+	if rate.GetId() == "" || rate.GetId() != details.GetId() {
+		return
+	}
+	details = proto.CloneOf(details)
+	rate.DisplayName = first(details.GetDisplayName(), rate.GetDisplayName())
+	rate.DeliveryEstimate, rate.Metadata, rate.TaxCode = details.GetDeliveryEstimate(), details.GetMetadata(), details.GetTaxCode()
 }
 
 // mergeOwnItems gives an order the line items that its sale has with it, where

@@ -30,6 +30,8 @@ const (
 	present      = ordergatev1.AddressState_ADDRESS_STATE_PRESENT
 	notCollected = ordergatev1.AddressState_ADDRESS_STATE_NOT_COLLECTED
 	unreadable   = ordergatev1.AddressState_ADDRESS_STATE_UNREADABLE
+	incomplete   = ordergatev1.AddressState_ADDRESS_STATE_INCOMPLETE
+	notNeeded    = ordergatev1.AddressState_ADDRESS_STATE_NOT_NEEDED
 
 	complete    = ordergatev1.LineItemsState_LINE_ITEMS_STATE_COMPLETE
 	pending     = ordergatev1.LineItemsState_LINE_ITEMS_STATE_PENDING
@@ -449,15 +451,15 @@ func TestLineItems(t *testing.T) {
 		changes   int64
 	}{
 		{"nothing said", []LineItems{{}, {}}, pending, nil, wait, 1},
-		{"complete at once", []LineItems{{complete, mug}}, complete, mug, ship, 1},
+		{"complete at once", []LineItems{{State: complete, Items: mug}}, complete, mug, ship, 1},
 		{"complete and empty", []LineItems{{State: complete}}, complete, nil, ship, 1},
-		{"complete later", []LineItems{{State: pending}, {}, {complete, mug}}, complete, mug, ship, 2},
-		{"complete stays", []LineItems{{complete, mug}, {State: pending}, {State: unavailable}, {}}, complete, mug, ship, 1},
-		{"complete again, the same", []LineItems{{complete, mug}, {complete, mug}}, complete, mug, ship, 1},
-		{"complete again, renamed", []LineItems{{complete, mug}, {complete, cup}}, complete, cup, ship, 2},
+		{"complete later", []LineItems{{State: pending}, {}, {State: complete, Items: mug}}, complete, mug, ship, 2},
+		{"complete stays", []LineItems{{State: complete, Items: mug}, {State: pending}, {State: unavailable}, {}}, complete, mug, ship, 1},
+		{"complete again, the same", []LineItems{{State: complete, Items: mug}, {State: complete, Items: mug}}, complete, mug, ship, 1},
+		{"complete again, renamed", []LineItems{{State: complete, Items: mug}, {State: complete, Items: cup}}, complete, cup, ship, 2},
 		{"pending stays", []LineItems{{State: pending}, {State: unavailable}}, pending, nil, wait, 1},
-		{"half a list is none", []LineItems{{pending, mug}}, pending, nil, wait, 1},
-		{"no key, then a key", []LineItems{{State: unavailable}, {complete, mug}}, complete, mug, ship, 2},
+		{"half a list is none", []LineItems{{State: pending, Items: mug}}, pending, nil, wait, 1},
+		{"no key, then a key", []LineItems{{State: unavailable}, {State: complete, Items: mug}}, complete, mug, ship, 2},
 		{"SHIP is not taken back", []LineItems{{State: unavailable}, {State: pending}}, unavailable, nil, ship, 1},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -497,7 +499,7 @@ func TestLineItems(t *testing.T) {
 	})
 	t.Run("the caller's items are copied", func(t *testing.T) {
 		items := []*ordergatev1.LineItem{{Id: "li_1"}}
-		c := applied(t, nil, parse(t, event{typ: "completed", session: isPaid}.json()), LineItems{complete, items})
+		c := applied(t, nil, parse(t, event{typ: "completed", session: isPaid}.json()), LineItems{State: complete, Items: items})
 		items[0].Id = "li_2"
 		if got := c.Order.GetLineItems()[0].GetId(); got != "li_1" {
 			t.Errorf("the order's item became %s", got)
@@ -552,10 +554,10 @@ func TestMoneyIsNotMixed(t *testing.T) {
 	}
 
 	t.Run("the refunded sum stays", func(t *testing.T) {
-		o := &ordergatev1.Order{Currency: "usd", Amounts: &ordergatev1.Amounts{Total: new(int64(5)), Refunded: new(int64(2))}}
-		dropMoney(o)
-		if o.GetAmounts().Total != nil || o.GetAmounts().GetRefunded() != 2 {
-			t.Errorf("amounts %v, want only refunded", o.GetAmounts())
+		refund := story{"refund.created", `"id":"re_1","amount":200,"currency":"eur","status":"succeeded","payment_intent":"pi_1"`}
+		o, _ := replay(t, []*Event{parse(t, old.json()), parse(t, refund.json(2)), parse(t, settled.json())}, noKey)
+		if o.GetAmounts().GetTotal() != 4200 || o.GetAmounts().GetRefunded() != 200 {
+			t.Errorf("amounts %v, want a total of 4200, of which 200 refunded", o.GetAmounts())
 		}
 	})
 }

@@ -28,7 +28,9 @@ func Rebuild(current *ordergatev1.Order, events []*Event) (*Change, error) {
 	// A follow-up changes nothing before its sale: a second round takes it in.
 	for range 2 {
 		for _, e := range events {
-			c, err := Apply(next, e, LineItems{State: current.GetLineItemsState(), Items: current.GetLineItems()})
+			c, err := Apply(next, e, LineItems{
+				State: current.GetLineItemsState(), Items: current.GetLineItems(), ShippingRate: current.GetShippingRate(),
+			})
 			if err != nil {
 				return nil, err
 			}

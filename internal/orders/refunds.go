@@ -30,10 +30,73 @@ func counts(r *ordergatev1.Refund) bool {
 	}
 }
 
+// collected is the captured sum of an order's charges, in the order's currency.
+type collected struct {
+	captured int64
+	stated   bool // an event stated a captured sum
+}
+
+func collectedOf(o *ordergatev1.Order) (sum collected) {
+	for _, c := range o.GetCharges() {
+		if c.AmountCaptured != nil && first(c.GetCurrency(), o.GetCurrency()) == o.GetCurrency() {
+			sum.captured, sum.stated = add(sum.captured, c.GetAmountCaptured()), true
+		}
+	}
+	return sum
+}
+
+// paid returns the sum the buyer paid, or 0 if it is not stated separately from the
+// total. An invoice states it itself, and may have charges that no event stated.
+func (m collected) paid(o *ordergatev1.Order) int64 {
+	if o.GetSource() == ordergatev1.OrderSource_ORDER_SOURCE_INVOICE {
+		return o.GetAmounts().GetPaid()
+	}
+	return m.captured
+}
+
+// due returns the sum whose return cancels the order: the paid sum, or else the
+// total; 0 if neither is known.
+func (m collected) due(o *ordergatev1.Order) int64 {
+	if paid := m.paid(o); paid > 0 {
+		return paid
+	}
+	return max(o.GetAmounts().GetTotal(), 0)
+}
+
+// capturedOf returns how much of a charge was captured: all of it, unless an event
+// stated another sum or a state in which nothing is.
+func capturedOf(c *ordergatev1.Charge) int64 {
+	switch {
+	case c.GetAmountCaptured() > 0:
+		return c.GetAmountCaptured()
+	case c.GetState() == ordergatev1.ChargeState_CHARGE_STATE_UNSPECIFIED,
+		c.GetState() == ordergatev1.ChargeState_CHARGE_STATE_CAPTURED:
+		return c.GetAmount()
+	default:
+		return 0
+	}
+}
+
+// refundedOf returns the refunded sum that a charge stated. Some API versions count
+// the part that was never captured as refunded. That part is no refund, so a sum
+// that can contain it is reduced by it; if the sum did not contain it, the refunds
+// themselves state the difference.
+func refundedOf(c *ordergatev1.Charge) int64 {
+	captured, refunded := capturedOf(c), c.GetAmountRefunded()
+	if c.GetRefunded() || c.Refunded == nil && refunded == captured {
+		return captured
+	}
+	if uncaptured := c.GetAmount() - captured; uncaptured > 0 && refunded >= uncaptured {
+		refunded -= uncaptured
+	}
+	return refunded
+}
+
 // chargeSum is what is known of the refunds of one charge.
 type chargeSum struct {
 	currency string
-	whole    int64 // the charge itself; 0 when it has not told
+	stated   bool  // an event stated the charge itself
+	whole    int64 // the captured sum of the charge; 0 if it was not stated
 	told     int64 // the largest refunded sum that it told
 	counted  int64 // its refunds that count
 	failed   int64 // its refunds that came to nothing
@@ -54,7 +117,7 @@ func (c *chargeSum) tried() int64 {
 	return add(c.counted, c.failed)
 }
 
-func sumRefunds(o *ordergatev1.Order) (sum refundSum) {
+func sumRefunds(o *ordergatev1.Order, money collected) (sum refundSum) {
 	if len(o.GetRefunds()) == 0 && len(o.GetCharges()) == 0 {
 		return refundSum{}
 	}
@@ -67,14 +130,18 @@ func sumRefunds(o *ordergatev1.Order) (sum refundSum) {
 		}
 		return sums[k]
 	}
+	var collecting []*ordergatev1.Charge // the charges that collected money
 	for _, c := range o.GetCharges() {
 		s := of(c.GetId(), c.GetCurrency())
-		s.whole, s.told = c.GetAmount(), c.GetAmountRefunded()
+		s.stated, s.whole, s.told = true, capturedOf(c), refundedOf(c)
+		if s.whole > 0 {
+			collecting = append(collecting, c)
+		}
 	}
 	ofRefund := func(r *ordergatev1.Refund) *chargeSum {
 		charge := r.GetCharge()
-		if charge == "" && len(o.GetCharges()) == 1 {
-			charge = o.GetCharges()[0].GetId()
+		if charge == "" && len(collecting) == 1 {
+			charge = collecting[0].GetId()
 		}
 		return of(charge, r.GetCurrency())
 	}
@@ -89,18 +156,22 @@ func sumRefunds(o *ordergatev1.Order) (sum refundSum) {
 
 	var back, tried cover
 	for _, s := range sums {
+		if s.stated && s.whole == 0 {
+			continue // nothing was collected that could be given back
+		}
 		back.charge(s.back(), s.whole)
 		tried.charge(s.tried(), s.whole)
 		if s.currency == o.GetCurrency() {
 			back.sum, tried.sum = add(back.sum, s.back()), add(tried.sum, s.tried())
 		}
 	}
-	sum = refundSum{back: back.sum, some: back.some, full: back.all(o)}
+	due := money.due(o)
+	sum = refundSum{back: back.sum, some: back.some, full: back.all(o, due)}
 	for _, r := range o.GetRefunds() {
 		// One in another currency can be compared only with its charge.
 		s := ofRefund(r)
 		foreign := counts(r) && s.currency != o.GetCurrency() && s.whole == 0
-		if !sum.full && (foreign || !counts(r) && tried.all(o)) {
+		if !sum.full && (foreign || !counts(r) && tried.all(o, due)) {
 			sum.unclear = append(sum.unclear, r.GetId())
 		}
 	}
@@ -111,43 +182,48 @@ func sumRefunds(o *ordergatev1.Order) (sum refundSum) {
 type cover struct {
 	sum  int64 // in the order's currency
 	some bool  // more than nothing
-	part bool  // a charge is covered in part, or it is not known
+	part bool  // a charge is covered in part or not at all, or it is not known
 }
 
 // charge adds what is covered of one charge.
 func (c *cover) charge(amount, whole int64) {
 	c.some = c.some || amount > 0
-	c.part = c.part || amount > 0 && (whole == 0 || amount < whole)
+	c.part = c.part || amount < whole || whole == 0 && amount > 0
 }
 
-// all reports whether all of the order's money is covered: as much as the buyer
-// paid, or each charge. The latter also tells where the charge is in another
-// currency than the order or less than its total (a customer's credit paid the
-// rest); but an invoice may have further charges.
-func (c *cover) all(o *ordergatev1.Order) bool {
-	paid := o.GetAmounts().GetPaid()
-	if paid <= 0 {
-		paid = o.GetAmounts().GetTotal()
-	}
-	return c.sum > 0 && paid > 0 && c.sum >= paid ||
+// all reports whether all of the order's money is covered: as much as is due, or
+// each charge. The charges decide if they are in another currency than the order or
+// less than its total (a customer's credit paid the rest); but an invoice may have
+// further charges.
+func (c *cover) all(o *ordergatev1.Order, due int64) bool {
+	return c.sum > 0 && due > 0 && c.sum >= due ||
 		c.some && !c.part && o.GetSource() != ordergatev1.OrderSource_ORDER_SOURCE_INVOICE
 }
 
-// show writes the refunded sum into the order's amounts.
-func (s refundSum) show(o *ordergatev1.Order) {
-	if s.back == 0 {
-		if o.GetAmounts() != nil {
-			o.Amounts.Refunded = nil
-			if proto.Size(o.Amounts) == 0 {
-				o.Amounts = nil
-			}
+// showAmounts writes the sums that were collected and given back into the order's
+// amounts. The paid sum of an invoice is the one that the invoice states.
+func (f facts) showAmounts(o *ordergatev1.Order) {
+	a := o.GetAmounts()
+	if a == nil {
+		a = &ordergatev1.Amounts{}
+	}
+	a.Refunded, a.Captured = nil, nil
+	if f.refunds.back > 0 {
+		a.Refunded = new(f.refunds.back)
+	}
+	if f.money.stated {
+		a.Captured = new(f.money.captured)
+	}
+	if o.GetSource() != ordergatev1.OrderSource_ORDER_SOURCE_INVOICE {
+		a.Paid = nil
+		if paid := f.money.paid(o); paid > 0 {
+			a.Paid = new(paid)
 		}
-		return
 	}
-	if o.Amounts == nil {
-		o.Amounts = &ordergatev1.Amounts{}
+	o.Amounts = nil
+	if proto.Size(a) > 0 {
+		o.Amounts = a
 	}
-	o.Amounts.Refunded = new(s.back)
 }
 
 // add adds two sums that are not negative; where it would overflow, it stays at

@@ -20,7 +20,7 @@ const (
 
 // readSession reads a Checkout Session as it was when the event was made.
 // https://docs.stripe.com/api/checkout/sessions/object
-func (e *Event) readSession(session object) {
+func (e *Event) readSession(session object, sources Sources) {
 	id, ok := session.named("checkout.session")
 	if !ok {
 		return
@@ -36,15 +36,19 @@ func (e *Event) readSession(session object) {
 		return
 	}
 	var money payment
+	var unclear bool
 	if e.lookup {
 		if money = lookedUpPayment(session); money == unknown {
 			return
 		}
 	} else {
-		var problem string
-		if money, problem = sessionPayment(e.Type, session); problem != "" {
-			session.fail(session.at("payment_status"), problem)
+		status := session.text("payment_status")
+		if !slices.Contains([]string{"paid", "unpaid", noPaymentRequired}, status) {
+			session.fail(session.at("payment_status"), fmt.Sprintf("is %s: not a status this version knows", shown(session, "payment_status")))
 			return
+		}
+		if money, unclear = sessionPayment(e.Type, status); unclear {
+			session.warn(session.at("payment_status"), fmt.Sprintf("is %q, which contradicts %s: the order is held", status, e.Type))
 		}
 	}
 
@@ -57,6 +61,7 @@ func (e *Event) readSession(session object) {
 		Customer:          readCustomer(session, details, hasDetails),
 		ShippingRate:      readShippingRate(session),
 		Amounts:           readAmounts(session),
+		Mode:              session.text("mode"),
 		Currency:          readCurrency(session),
 		Discounts:         readDiscounts(session),
 		CustomFields:      readCustomFields(session),
@@ -69,10 +74,18 @@ func (e *Event) readSession(session object) {
 			Subscription:    session.reference("subscription"),
 			PaymentLink:     session.reference("payment_link"),
 		},
-		CreateTime: session.time("created"),
-		ApiVersion: e.APIVersion,
+		CreateTime:          session.time("created"),
+		ApiVersion:          e.APIVersion,
+		ShipOnAuthorization: sources.ShipOnAuthorization,
+		PaymentUnclear:      unclear,
 	}
-	o.Shipping, o.AddressState = readShipTo(session, shipToPlaces(session), signOfShipping(session), details.text("phone"))
+	o.PaymentRequired = readPaymentRequired(session, totalOf(o))
+	readPresentment(session, o)
+	o.Shipping, o.AddressState = readShipTo(session, shipToPlaces(session), signOfShipping(session), recipient{
+		name:     first(details.text("name"), o.GetCustomer().GetIndividualName()),
+		business: collectedBusiness(session, details),
+		phone:    details.text("phone"),
+	})
 	e.belongsTo(PaymentIntent, o.References.PaymentIntent)
 	e.belongsTo(Invoice, o.References.Invoice)
 	e.belongsTo(Subscription, o.References.Subscription)
@@ -82,6 +95,7 @@ func (e *Event) readSession(session object) {
 // sells makes the event the sale of an order that was read from a snapshot.
 func (e *Event) sells(snapshot object, o *ordergatev1.Order, money payment) {
 	o.SaleStatus = money.status()
+	o.CurrencyExponent = currencyExponent(o.GetCurrency())
 	if money == paid {
 		o.PaidTime = e.createdTime()
 	}
@@ -109,33 +123,79 @@ func lookedUpPayment(session object) payment {
 	return unknown
 }
 
-// sessionPayment says how far the money got by an event of this type whose
-// session says this payment_status
+// noPaymentRequired is the payment_status of a session with nothing to pay.
+const noPaymentRequired = "no_payment_required"
+
+// sessionPayment returns how far the payment got by an event of this type whose
+// session has this payment_status
 // (https://docs.stripe.com/checkout/fulfillment#create-fulfillment-function). A
-// status that is not known, or contradicts the type, is a problem and not a
-// guess: one guess would ship goods that are not paid, the other cancel goods
-// that are.
-func sessionPayment(eventType string, session object) (_ payment, problem string) {
-	status := session.text("payment_status")
-	settled := status == "paid" || status == "no_payment_required"
-	if !settled && status != "unpaid" {
-		return unknown, fmt.Sprintf("is %s: not a status this version knows", shown(session, "payment_status"))
-	}
+// status that contradicts the type is unclear and not a guess: one guess would ship
+// goods that are not paid, the other cancel goods that are.
+func sessionPayment(eventType, status string) (_ payment, unclear bool) {
+	settled := status == "paid" || status == noPaymentRequired
 	switch {
 	case eventType == sessionCompleted && settled:
-		return paid, ""
+		return paid, false
 	case eventType == sessionCompleted:
-		return awaiting, ""
+		return awaiting, false
 	case eventType == sessionPaymentSucceeded && settled:
-		return paid, ""
+		return paid, false
 	case eventType == sessionPaymentFailed && status != "paid":
-		return failed, ""
+		return failed, false
 	case eventType == sessionExpired && status != "paid":
 		// A session where nothing is to be paid says so from the beginning:
 		// when it expires, it was given up all the same.
-		return expired, ""
+		return expired, false
 	}
-	return unknown, fmt.Sprintf("is %q, which contradicts %s", status, eventType)
+	return awaiting, true
+}
+
+// readPaymentRequired reports whether the buyer had something to pay; nil if the
+// session has no amount.
+func readPaymentRequired(session object, total *int64) *bool {
+	switch {
+	case session.text("payment_status") == noPaymentRequired:
+		return new(false)
+	case total == nil:
+		return nil
+	default:
+		return new(*total != 0)
+	}
+}
+
+// totalOf returns the total of an order; nil if it is not stated.
+func totalOf(o *ordergatev1.Order) *int64 {
+	if o.GetAmounts() == nil {
+		return nil
+	}
+	return o.Amounts.Total
+}
+
+// collectedBusiness returns the business that the label names.
+func collectedBusiness(session, details object) string {
+	return first(collectedInformation(session).text("business_name"), details.text("business_name"))
+}
+
+// collectedInformation returns the details that Checkout asked the buyer for.
+// shipToPlaces warns of another shape.
+func collectedInformation(session object) object {
+	if !session.field("collected_information").IsObject() {
+		return object{report: session.report}
+	}
+	collected, _ := session.object("collected_information")
+	return collected
+}
+
+// readPresentment reads the total of a Session or a PaymentIntent in the currency
+// that the buyer saw. Before 2025-03-31.basil, a converted Session was in that
+// currency itself.
+// https://docs.stripe.com/payments/currencies/localize-prices/adaptive-pricing
+func readPresentment(sale object, o *ordergatev1.Order) {
+	if details, ok := sale.object("presentment_details"); ok {
+		o.PresentmentAmount, o.PresentmentCurrency = details.amount("presentment_amount"), details.currency("presentment_currency")
+	} else if sale.has("currency_conversion") {
+		o.PresentmentAmount, o.PresentmentCurrency = totalOf(o), o.GetCurrency()
+	}
 }
 
 // shown returns a value that may be shown: one of Stripe's constants.
@@ -147,18 +207,43 @@ func shown(o object, key string) string {
 }
 
 func readCustomer(session, details object, hasDetails bool) *ordergatev1.Customer {
-	id, _ := session.expandable("customer")
+	id := readCustomerID(session)
 	if id == "" && !hasDetails {
 		return nil
 	}
+	collected := collectedInformation(session)
 	c := &ordergatev1.Customer{
-		Id:    id,
-		Name:  details.text("name"),
-		Email: details.text("email"),
-		Phone: details.text("phone"),
+		Id:             id,
+		Name:           details.text("name"),
+		Email:          details.text("email"),
+		Phone:          details.text("phone"),
+		BusinessName:   first(details.text("business_name"), collected.text("business_name")),
+		IndividualName: first(details.text("individual_name"), collected.text("individual_name")),
+		TaxIds:         readTaxIDs(details, "tax_ids"),
+		TaxExempt:      details.constant("tax_exempt"),
 	}
 	c.Address = readBillingAddress(details, "address")
 	return c
+}
+
+// readCustomerID reads the buyer's Customer, or the account that buys.
+// https://docs.stripe.com/connect/accounts-v2
+func readCustomerID(sale object) string {
+	id, _ := sale.expandable("customer")
+	if id == "" {
+		id, _ = sale.expandable("customer_account")
+	}
+	return id
+}
+
+func readTaxIDs(parent object, key string) (ids []*ordergatev1.TaxId) {
+	if !parent.has(key) {
+		return nil
+	}
+	for _, id := range parent.objects(key) {
+		ids = append(ids, &ordergatev1.TaxId{Type: id.constant("type"), Value: id.text("value")})
+	}
+	return ids
 }
 
 func readBillingAddress(parent object, key string) *ordergatev1.Address {
@@ -208,12 +293,17 @@ func readAmounts(session object) *ordergatev1.Amounts {
 // readCurrency fails where the currency cannot be read: an amount means nothing
 // without it.
 func readCurrency(session object) string {
-	if !session.has("currency") {
+	return session.currency("currency")
+}
+
+// currency reads a currency code; any other value fails the event.
+func (o object) currency(key string) string {
+	if !o.has(key) {
 		return ""
 	}
-	currency := session.text("currency")
+	currency := o.text(key)
 	if !isCurrency(currency) {
-		session.fail(session.at("currency"), "is not a currency code of three lower-case letters")
+		o.fail(o.at(key), "is not a currency code of three lower-case letters")
 		return ""
 	}
 	return currency

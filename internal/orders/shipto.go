@@ -10,7 +10,9 @@ import (
 type place struct {
 	// problem says why the place cannot be read. Empty when it can, and when
 	// there is nothing there.
-	problem     string
+	problem string
+	// incomplete means that the problem is an address without line1 or country.
+	incomplete  bool
 	address     *ordergatev1.Address // nil when there is none, or a problem
 	name, phone string
 }
@@ -22,11 +24,13 @@ type place struct {
 // one: not where we looked is not the same as not there. sign is what does, if
 // anything.
 //
-// customerPhone is for the carrier when no place has a phone.
-func readShipTo(from object, places []place, sign, customerPhone string) (*ordergatev1.Shipping, ordergatev1.AddressState) {
+// An address without line1 or country is INCOMPLETE, unless a place that cannot be
+// read may have the whole one. buyer fills in the parts that no place has.
+func readShipTo(from object, places []place, sign string, buyer recipient) (*ordergatev1.Shipping, ordergatev1.AddressState) {
 	var (
-		to       *ordergatev1.Shipping
-		problems []string
+		to         *ordergatev1.Shipping
+		problems   []string
+		incomplete int
 		// The place that has the address may lack the name or the phone: then
 		// another may have it.
 		name, phone string
@@ -35,13 +39,16 @@ func readShipTo(from object, places []place, sign, customerPhone string) (*order
 		if p.problem != "" {
 			problems = append(problems, p.problem)
 		}
+		if p.incomplete {
+			incomplete++
+		}
 		if to == nil && p.address != nil {
 			to = &ordergatev1.Shipping{Address: p.address}
 		}
 		name, phone = first(name, p.name), first(phone, p.phone)
 	}
 	if to != nil {
-		to.Name, to.Phone = name, first(phone, customerPhone)
+		to.Name, to.Phone, to.BusinessName = first(name, buyer.name), first(phone, buyer.phone), buyer.business
 		for _, problem := range problems {
 			from.warn("the ship-to address was read, but not in each of its places:", problem)
 		}
@@ -53,8 +60,45 @@ func readShipTo(from object, places []place, sign, customerPhone string) (*order
 		}
 		problems = []string{"it is in none of the known places, though there is a " + sign}
 	}
+	if incomplete == len(problems) {
+		from.warn("the ship-to address is INCOMPLETE:", strings.Join(problems, "; "))
+		return nil, ordergatev1.AddressState_ADDRESS_STATE_INCOMPLETE
+	}
 	from.warn("the ship-to address is UNREADABLE:", strings.Join(problems, "; "))
 	return nil, ordergatev1.AddressState_ADDRESS_STATE_UNREADABLE
+}
+
+// recipient names the buyer on the label, for a ship-to that names nobody.
+type recipient struct{ name, business, phone string }
+
+// addressState returns the address state of an order: of the stored one, it
+// separates the orders that need no address from those that have none.
+func addressState(o *ordergatev1.Order) ordergatev1.AddressState {
+	switch state := o.GetAddressState(); state {
+	case ordergatev1.AddressState_ADDRESS_STATE_NOT_COLLECTED, ordergatev1.AddressState_ADDRESS_STATE_NOT_NEEDED:
+		if isDigital(o) {
+			return ordergatev1.AddressState_ADDRESS_STATE_NOT_NEEDED
+		}
+		return ordergatev1.AddressState_ADDRESS_STATE_NOT_COLLECTED
+	default:
+		return state
+	}
+}
+
+// isDigital reports whether the shop marked each product of an order as not
+// shipped. Prorations are money and not goods.
+func isDigital(o *ordergatev1.Order) bool {
+	goods := 0
+	for _, item := range o.GetLineItems() {
+		if item.GetProration() {
+			continue
+		}
+		if item.GetProduct() == nil || item.Product.Shippable == nil || item.Product.GetShippable() {
+			return false
+		}
+		goods++
+	}
+	return goods > 0 && o.GetLineItemsState() == ordergatev1.LineItemsState_LINE_ITEMS_STATE_COMPLETE
 }
 
 func first(a, b string) string {
@@ -78,8 +122,7 @@ func shipToPlaces(session object) []place {
 	var newest place
 	switch shape := shapeOf(session.field("collected_information")); shape {
 	case "an object":
-		collected, _ := session.object("collected_information")
-		newest = readPlace(collected, "shipping_details")
+		newest = readPlace(collectedInformation(session), "shipping_details")
 	case "absent", "null":
 	default:
 		newest.problem = session.at("collected_information") + " is " + shape
@@ -102,6 +145,10 @@ func readPlace(parent object, key string) (p place) {
 		p.problem = shipping.path + " " + problem
 	case blank(address.GetLine1(), address.GetCity(), address.GetPostalCode(), address.GetCountry()):
 		p.problem = shipping.path + " has no address"
+	case blank(address.GetLine1()):
+		p.problem, p.incomplete = shipping.path+" has an address without line1", true
+	case blank(address.GetCountry()):
+		p.problem, p.incomplete = shipping.path+" has an address without country", true
 	default:
 		p.address = address
 	}

@@ -6,8 +6,9 @@ func EventTypes() []string {
 	return []string{
 		sessionCompleted, sessionPaymentSucceeded, sessionPaymentFailed, sessionExpired,
 		invoicePaid, invoicePaymentPaid,
-		intentSucceeded, intentProcessing, intentCanceled,
-		chargeRefunded, refundCreated, refundUpdated, refundFailed, chargeRefundUpdated,
+		creditNoteCreated, creditNoteUpdated, creditNoteVoided,
+		intentSucceeded, intentProcessing, intentCanceled, intentCapturable, intentFailed,
+		chargeRefunded, chargeCaptured, chargeExpired, refundCreated, refundUpdated, refundFailed, chargeRefundUpdated,
 		disputeCreated, disputeUpdated, disputeClosed,
 		warningCreated, warningUpdated,
 		reviewOpened, reviewClosed,

@@ -164,9 +164,15 @@ func (p *Pipeline) eventSources(ctx context.Context) ([]stripeapi.EventQuery, er
 		}
 		sources = append(sources, stripeapi.EventQuery{Livemode: live})
 		for _, key := range keys {
-			if account, ok := strings.CutPrefix(key, accountPrefix+mode(live)+"."); ok {
-				sources = append(sources, stripeapi.EventQuery{Livemode: live, Account: account})
+			account, ok := strings.CutPrefix(key, accountPrefix+mode(live)+".")
+			if !ok {
+				continue
 			}
+			kind, err := p.Log.Bucket(eventlog.State).Get(ctx, key)
+			if err != nil {
+				return nil, err
+			}
+			sources = append(sources, stripeapi.EventQuery{Livemode: live, Account: account, InContext: string(kind) == organizationAccount})
 		}
 	}
 	return sources, nil
@@ -354,7 +360,14 @@ func (p *Pipeline) catchUp(ctx context.Context) error {
 	return p.Log.Bucket(eventlog.State).Put(ctx, cursorKey, []byte(now.UTC().Format(time.RFC3339)))
 }
 
-// rememberAccount notes a connected account, so that its events are listed too.
+// The kinds of accounts that are remembered.
+const (
+	connectedAccount    = "seen"
+	organizationAccount = "context"
+)
+
+// rememberAccount notes a connected account, or one of an organization, so that its
+// events are listed too.
 func (p *Pipeline) rememberAccount(ctx context.Context, e *orders.Event) error {
 	if e.Account == "" {
 		return nil
@@ -366,7 +379,11 @@ func (p *Pipeline) rememberAccount(ctx context.Context, e *orders.Event) error {
 	if known {
 		return nil
 	}
-	if _, err := p.Log.Bucket(eventlog.State).Claim(ctx, key, []byte("seen")); err != nil {
+	kind := connectedAccount
+	if e.InContext {
+		kind = organizationAccount
+	}
+	if _, err := p.Log.Bucket(eventlog.State).Claim(ctx, key, []byte(kind)); err != nil {
 		return err
 	}
 	p.backfills.mu.Lock()

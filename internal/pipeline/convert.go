@@ -177,7 +177,7 @@ func (r *result) waitPuts(ctx context.Context) (err error) {
 func (p *Pipeline) salesOf(family []*result) map[string]string {
 	owners := map[string]string{}
 	for _, r := range family {
-		if r.event != nil && r.event.OrderID() != "" && !r.event.MustClaim() {
+		if r.event != nil && r.event.OrderID() != "" && !r.event.MayBelong() {
 			for _, key := range referenceKeys(r.event) {
 				owners[key] = r.event.OrderID()
 			}
@@ -197,7 +197,7 @@ func (p *Pipeline) resolve(ctx context.Context, r *result, owners map[string]str
 	if err := p.rememberAccount(ctx, e); err != nil {
 		return err
 	}
-	if e.OrderID() != "" && !e.MustClaim() {
+	if e.OrderID() != "" && !e.MayBelong() {
 		r.orderID = e.OrderID()
 		return nil
 	}
@@ -213,8 +213,11 @@ func (p *Pipeline) resolve(ctx context.Context, r *result, owners map[string]str
 		return nil
 	case !errors.Is(err, eventlog.ErrNotFound):
 		return err
-	case e.OrderID() != "":
+	case e.MustClaim():
 		return p.claim(ctx, r)
+	case e.OrderID() != "":
+		r.orderID = e.OrderID()
+		return nil
 	case r.asks:
 		return p.lookUp(ctx, r)
 	}

@@ -55,10 +55,11 @@ func (i *itemReader) setAway(until time.Time) {
 	i.away = until
 }
 
-// readItems asks Stripe for the line items of an order.
-func (p *Pipeline) readItems(ctx context.Context, of stripeapi.Ref) (orders.LineItems, error) {
+// readItems asks Stripe for the line items of an order, and for its shipping rate if
+// it has one.
+func (p *Pipeline) readItems(ctx context.Context, of stripeapi.Ref, shippingRate string) (orders.LineItems, error) {
 	reading := p.items.flight.DoChan(of.ID, func() (any, error) {
-		items, err := p.Stripe.LineItems(ctx, of)
+		items, err := p.readDetails(ctx, of, shippingRate)
 		switch {
 		case errors.Is(err, stripeapi.ErrUnavailable):
 			p.items.setAway(time.Now().Add(p.itemsPause))
@@ -74,8 +75,19 @@ func (p *Pipeline) readItems(ctx context.Context, of stripeapi.Ref) (orders.Line
 		if read.Err != nil {
 			return itemsPending, read.Err
 		}
-		return orders.LineItems{State: ordergatev1.LineItemsState_LINE_ITEMS_STATE_COMPLETE, Items: read.Val.([]*ordergatev1.LineItem)}, nil
+		return read.Val.(orders.LineItems), nil
 	}
+}
+
+// readDetails makes the requests of readItems.
+func (p *Pipeline) readDetails(ctx context.Context, of stripeapi.Ref, shippingRate string) (_ orders.LineItems, err error) {
+	details := orders.LineItems{State: ordergatev1.LineItemsState_LINE_ITEMS_STATE_COMPLETE}
+	if details.Items, err = p.Stripe.LineItems(ctx, of); err != nil || shippingRate == "" {
+		return details, err
+	}
+	of.ID = shippingRate
+	details.ShippingRate, err = p.Stripe.ShippingRate(ctx, of)
+	return details, err
 }
 
 // withItems returns the line items of an order, for the sales among some events, and the events
@@ -118,7 +130,7 @@ func (p *Pipeline) lineItems(ctx context.Context, r *result) (orders.LineItems, 
 	}
 	deadline := r.stored.StoreTime.Add(p.ItemsDeadline)
 	if p.items.isAway() || !time.Now().Before(deadline) {
-		return itemsPending, p.putPending(ctx, r.orderID, pendingItems{Account: r.event.Account, Livemode: r.event.Livemode})
+		return itemsPending, p.putPending(ctx, r.orderID, pendingItems{Account: r.event.Account, InContext: r.event.InContext, Livemode: r.event.Livemode})
 	}
 	if !r.asks {
 		p.schedule(r, taskSale, task{Due: time.Now()})
@@ -126,13 +138,13 @@ func (p *Pipeline) lineItems(ctx context.Context, r *result) (orders.LineItems, 
 	}
 	waiting, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
-	items, err := p.readItems(waiting, ref(r.event, r.orderID))
+	items, err := p.readItems(waiting, ref(r.event, r.orderID), r.event.ShippingRate())
 	if ctx.Err() != nil {
 		return orders.LineItems{}, ctx.Err()
 	}
 	if err != nil {
 		p.Logger.Warn("order goes out without its line items; they follow when Stripe's API gives them", "order", r.orderID, "error", err)
-		return itemsPending, p.putPending(ctx, r.orderID, pendingItems{Account: r.event.Account, Livemode: r.event.Livemode})
+		return itemsPending, p.putPending(ctx, r.orderID, pendingItems{Account: r.event.Account, InContext: r.event.InContext, Livemode: r.event.Livemode})
 	}
 	return items, nil
 }
@@ -144,8 +156,9 @@ func hasItems(orderID string) bool {
 
 // pendingItems is an order whose line items are still to be read.
 type pendingItems struct {
-	Account  string `json:"account,omitempty"`
-	Livemode bool   `json:"livemode"`
+	Account   string `json:"account,omitempty"`
+	InContext bool   `json:"in_context,omitempty"`
+	Livemode  bool   `json:"livemode"`
 	// NotBefore is when to ask again, after Stripe refused.
 	NotBefore time.Time `json:"not_before,omitzero"`
 }
@@ -223,7 +236,12 @@ func (p *Pipeline) complete(ctx context.Context, orderID string) error {
 	if time.Now().Before(pending.NotBefore) || !p.hasKey(pending.Livemode) {
 		return nil
 	}
-	items, err := p.readItems(ctx, stripeapi.Ref{ID: orderID, Account: pending.Account, Livemode: pending.Livemode})
+	current, _, err := p.newest(ctx, orderID)
+	if err != nil {
+		return err
+	}
+	of := stripeapi.Ref{ID: orderID, Account: pending.Account, InContext: pending.InContext, Livemode: pending.Livemode}
+	items, err := p.readItems(ctx, of, orders.ShippingRateOf(current))
 	if isTransient(ctx, err) {
 		return err
 	}

@@ -1,7 +1,9 @@
 package pipeline
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -31,6 +33,7 @@ type lifecycle struct {
 // lifecycles are the scenarios of the sample package, and the cases with several events.
 func lifecycles(t *testing.T) (all []lifecycle) {
 	t.Helper()
+	now := time.Now() // each call has the same times
 	for _, scenario := range sample.Scenarios() {
 		if scenario.Name == "expires" {
 			continue // at Stripe, a session that was completed does not expire: see orders.Apply
@@ -39,7 +42,7 @@ func lifecycles(t *testing.T) (all []lifecycle) {
 			name: scenario.Name,
 			cast: regexp.MustCompile(`[0-9A-Z]{14,}`),
 			events: func(t *testing.T) []sample.Event {
-				story, err := sample.Scenario(scenario.Name, time.Now())
+				story, err := sample.Scenario(scenario.Name, now)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -238,7 +241,12 @@ func inSorted(all map[string]*ordergatev1.Order, cast *regexp.Regexp) (texts []s
 	for _, o := range all {
 		o = proto.CloneOf(o)
 		o.Revision, o.CreateTime, o.PaidTime = 0, nil, nil
-		texts = append(texts, strings.ReplaceAll(cast.ReplaceAllString(protojson.Format(o), "*"), "  ", " "))
+		// protojson varies its white space on purpose.
+		var canonical bytes.Buffer
+		if err := json.Indent(&canonical, []byte(cast.ReplaceAllString(protojson.Format(o), "*")), "", " "); err != nil {
+			panic(err)
+		}
+		texts = append(texts, canonical.String())
 	}
 	slices.Sort(texts)
 	return texts

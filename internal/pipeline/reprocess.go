@@ -16,14 +16,17 @@ const historyPage = 200
 // knownOrder returns the order that an event is about as far as is known here;
 // empty when it is not.
 func (p *Pipeline) knownOrder(ctx context.Context, e *orders.Event) (string, error) {
-	if e.OrderID() != "" && !e.MustClaim() {
+	if e.OrderID() != "" && !e.MayBelong() {
 		return e.OrderID(), nil
 	}
 	owner, err := p.owner(ctx, e)
-	if errors.Is(err, eventlog.ErrNotFound) {
+	switch {
+	case !errors.Is(err, eventlog.ErrNotFound):
+		return owner, err
+	case e.MustClaim():
 		return "", nil
 	}
-	return owner, err
+	return e.OrderID(), nil // empty for a follow-up
 }
 
 // Reprocess converts a stored event again, for example with a corrected version: a parked or

@@ -24,10 +24,11 @@ func (p *Pipeline) endSettling(ctx context.Context, orderID string) error {
 	change, err := p.change(ctx, orderID, "", func(current *ordergatev1.Order) (*orders.Change, error) {
 		return orders.EndSettling(current), nil
 	})
-	if err != nil || change == nil {
+	if err != nil {
 		return err
 	}
-	if err := p.Log.Flush(ctx); err != nil {
+	// Also if nothing changed: an earlier attempt may have got no further than the write.
+	if err := p.Log.Flush(ctx); err != nil || change == nil {
 		return err
 	}
 	p.Logger.Info("settled", "order", orderID, "mode", mode(change.Order.GetLivemode()), "revision", change.Order.GetRevision(),

@@ -17,6 +17,7 @@ var needed = []struct{ path, label string }{
 	{"/v1/checkout/sessions", "Checkout Sessions"},
 	{"/v1/products", "Products"},
 	{"/v1/prices", "Prices"},
+	{"/v1/shipping_rates", "Shipping Rates"},
 	{"/v1/invoices", "Invoices"},
 	{"/v1/payment_intents", "PaymentIntents"},
 	{"/v1/events", "Events"},

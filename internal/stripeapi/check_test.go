@@ -15,7 +15,7 @@ import (
 
 func TestMissingPermissions(t *testing.T) {
 	virtual(t, func(t *testing.T, s stripe) {
-		for _, list := range []string{"checkout/sessions", "products", "invoices", "payment_intents"} {
+		for _, list := range []string{"checkout/sessions", "products", "invoices", "payment_intents", "shipping_rates"} {
 			s.Handle("GET /v1/"+list, stripetest.List(objects()))
 		}
 		for list, permission := range map[string]string{"prices": "rak_plan_read", "events": "rak_event_read"} {

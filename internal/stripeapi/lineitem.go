@@ -5,8 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
+	"github.com/ordergate/ordergate/internal/quantity"
 )
 
 // What is read here comes in the shapes of several API versions:
@@ -29,7 +33,8 @@ import (
 type lineItem struct {
 	ID          string
 	Object      string
-	Quantity    *int64
+	Quantity    json.RawMessage
+	Decimal     *string `json:"quantity_decimal"`
 	Description lenient[string]
 	Metadata    lenient[map[string]lenient[string]]
 
@@ -46,15 +51,22 @@ type lineItem struct {
 
 	// Of an invoice's line. A session's item may have taxes too, which are not
 	// looked at.
-	Amount          *int64
+	Amount    *int64
+	Proration bool
+	Period    lenient[struct{ Start, End *int64 }]
+	Parent    struct {
+		SubscriptionItemDetails struct{ Proration bool } `json:"subscription_item_details"`
+		InvoiceItemDetails      struct{ Proration bool } `json:"invoice_item_details"`
+	}
 	DiscountAmounts json.RawMessage `json:"discount_amounts"`
 	TaxAmounts      json.RawMessage `json:"tax_amounts"`
 	Taxes           json.RawMessage
 }
 
-// parsedLine is a line item, and whether its product came with it.
+// parsedLine is a line item, and whether its price and product came with it.
 type parsedLine struct {
 	item            *ordergatev1.LineItem
+	priceExpanded   bool
 	productExpanded bool
 }
 
@@ -70,14 +82,20 @@ func parseLine(raw []byte) (*parsedLine, error) {
 	}
 	line := &parsedLine{item: &ordergatev1.LineItem{
 		Id:             in.ID,
-		Quantity:       in.Quantity,
 		Description:    in.Description.value,
 		AmountSubtotal: in.AmountSubtotal,
 		AmountTotal:    in.AmountTotal,
 		AmountDiscount: in.AmountDiscount,
 		AmountTax:      in.AmountTax,
 		Metadata:       texts(in.Metadata.value),
+		Proration:      in.Proration || in.Parent.SubscriptionItemDetails.Proration || in.Parent.InvoiceItemDetails.Proration,
+
+		PeriodStartTime: timestamp(in.Period.value.Start),
+		PeriodEndTime:   timestamp(in.Period.value.End),
 	}}
+	if err := in.readQuantity(line.item); err != nil {
+		return nil, fmt.Errorf("%.40q has a quantity that cannot be read: %w", in.ID, err)
+	}
 	if in.Object == "line_item" {
 		if err := in.sumUp(line.item); err != nil {
 			return nil, fmt.Errorf("%.40q has sums that cannot be read: %w", in.ID, err)
@@ -87,7 +105,12 @@ func parseLine(raw []byte) (*parsedLine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%.40q has a price that cannot be read: %w", in.ID, err)
 	}
-	line.item.Price = price
+	if line.item.Price = price.id; price.id != "" {
+		line.priceExpanded = price.object != nil
+		if line.item.PriceDetails, err = parsePrice(price); err != nil {
+			return nil, fmt.Errorf("%.40q has a price that cannot be read: %w", in.ID, err)
+		}
+	}
 	if product.id != "" {
 		line.productExpanded = product.object != nil
 		if line.item.Product, err = parseProduct(product); err != nil {
@@ -97,19 +120,47 @@ func parseLine(raw []byte) (*parsedLine, error) {
 	return line, nil
 }
 
-// references returns the price's id and the product, where there are any.
-func (in *lineItem) references() (price string, product expandable, err error) {
+// readQuantity sets the quantity. Since 2026-03-25.dahlia `quantity` is the whole
+// part of `quantity_decimal`.
+func (in *lineItem) readQuantity(item *ordergatev1.LineItem) (err error) {
+	switch n := string(in.Quantity); {
+	case in.Decimal != nil:
+		item.QuantityDecimal = *in.Decimal
+	case n == "" || n == "null":
+		return nil
+	case strings.Contains(n, "."):
+		item.QuantityDecimal = n
+	default:
+		return json.Unmarshal(in.Quantity, &item.Quantity)
+	}
+	item.Quantity, err = quantity.Whole(item.QuantityDecimal)
+	return err
+}
+
+// maxTime is the last second that a protobuf Timestamp can hold.
+const maxTime = 253402300799 // 9999-12-31T23:59:59Z
+
+// timestamp returns a time in seconds since 1970; nil if it is not a time.
+func timestamp(seconds *int64) *timestamppb.Timestamp {
+	if seconds == nil || *seconds <= 0 || *seconds > maxTime {
+		return nil
+	}
+	return &timestamppb.Timestamp{Seconds: *seconds}
+}
+
+// references returns the price and the product, where there are any.
+func (in *lineItem) references() (price, product expandable, err error) {
 	details := in.Pricing.PriceDetails
 	ref := in.Price
 	if ref.id == "" {
 		ref = details.Price
 	}
 	if details.Product.id != "" || ref.object == nil {
-		return ref.id, details.Product, nil
+		return ref, details.Product, nil
 	}
 	var object struct{ Product expandable }
 	err = json.Unmarshal(ref.object, &object)
-	return ref.id, object.Product, err
+	return ref, object.Product, err
 }
 
 // sumUp sets the amounts of an invoice's line. What follows from something that
@@ -123,6 +174,9 @@ func (in *lineItem) sumUp(item *ordergatev1.LineItem) error {
 	if err := errors.Join(discountsErr, taxesErr); err != nil {
 		return err
 	}
+	if in.Amount != nil && !inRange(*in.Amount) {
+		return errOutOfRange
+	}
 	exclusive, known := taxes.exclusive()
 	item.AmountSubtotal = in.Amount
 	item.AmountDiscount = discounts.sum()
@@ -134,6 +188,14 @@ func (in *lineItem) sumUp(item *ordergatev1.LineItem) error {
 	}
 	return nil
 }
+
+// maxAmount bounds the amounts that are added up, so that no sum of a response
+// overflows. Stripe's own amounts have at most 12 digits.
+const maxAmount = 1e12
+
+var errOutOfRange = fmt.Errorf("an amount is more than %d", int64(maxAmount))
+
+func inRange(amount int64) bool { return -maxAmount <= amount && amount <= maxAmount }
 
 // shares are the discounts or the taxes of an invoice's line. Nil is not stated.
 type shares []struct {
@@ -147,8 +209,12 @@ func parseShares(raw json.RawMessage) (s shares, err error) {
 		err = json.Unmarshal(raw, &s)
 	}
 	for _, share := range s {
-		if share.Amount == nil && err == nil {
+		switch {
+		case err != nil:
+		case share.Amount == nil:
 			err = errors.New("a discount or tax has no amount")
+		case !inRange(*share.Amount):
+			err = errOutOfRange
 		}
 	}
 	return s, err
@@ -180,6 +246,61 @@ func (s shares) exclusive() (sum int64, known bool) {
 	return sum, s != nil
 }
 
+// parsePrice reads a price, or its id if that is all there is.
+// https://docs.stripe.com/api/prices/object
+func parsePrice(ref expandable) (*ordergatev1.PriceDetails, error) {
+	price := &ordergatev1.PriceDetails{Id: ref.id}
+	if ref.object == nil {
+		return price, nil
+	}
+	var in struct {
+		LookupKey lenient[string] `json:"lookup_key"`
+		Nickname  lenient[string]
+		Metadata  lenient[map[string]lenient[string]]
+	}
+	if err := json.Unmarshal(ref.object, &in); err != nil {
+		return nil, err
+	}
+	price.LookupKey, price.Nickname, price.Metadata = in.LookupKey.value, in.Nickname.value, texts(in.Metadata.value)
+	return price, nil
+}
+
+// parseShippingRate reads a shipping rate, or its id if that is all there is.
+// https://docs.stripe.com/api/shipping_rates/object
+func parseShippingRate(ref expandable) (*ordergatev1.ShippingRate, error) {
+	rate := &ordergatev1.ShippingRate{Id: ref.id}
+	if ref.object == nil {
+		return rate, nil
+	}
+	var in struct {
+		DisplayName      lenient[string]                                    `json:"display_name"`
+		DeliveryEstimate lenient[struct{ Minimum, Maximum *estimateBound }] `json:"delivery_estimate"`
+		Metadata         lenient[map[string]lenient[string]]
+		TaxCode          lenient[expandable] `json:"tax_code"`
+	}
+	if err := json.Unmarshal(ref.object, &in); err != nil {
+		return nil, err
+	}
+	rate.DisplayName, rate.Metadata, rate.TaxCode = in.DisplayName.value, texts(in.Metadata.value), in.TaxCode.value.id
+	if e := in.DeliveryEstimate.value; e.Minimum != nil || e.Maximum != nil {
+		rate.DeliveryEstimate = &ordergatev1.DeliveryEstimate{Minimum: e.Minimum.message(), Maximum: e.Maximum.message()}
+	}
+	return rate, nil
+}
+
+// estimateBound is a bound of a delivery estimate.
+type estimateBound struct {
+	Unit  string
+	Value int64
+}
+
+func (b *estimateBound) message() *ordergatev1.DeliveryEstimateBound {
+	if b == nil {
+		return nil
+	}
+	return &ordergatev1.DeliveryEstimateBound{Unit: b.Unit, Value: b.Value}
+}
+
 // parseProduct reads a product, or what there is of it: one that was deleted, or
 // that is not expanded, has only its id.
 // https://docs.stripe.com/api/products/object
@@ -195,11 +316,13 @@ func parseProduct(ref expandable) (*ordergatev1.Product, error) {
 		Dimensions lenient[struct{ Height, Length, Width, Weight *float64 }] `json:"package_dimensions"`
 		Images     lenient[[]lenient[string]]
 		TaxCode    lenient[expandable] `json:"tax_code"`
+
+		Description, URL lenient[string]
 	}
 	if err := json.Unmarshal(ref.object, &in); err != nil {
 		return nil, err
 	}
-	product.Name = in.Name.value
+	product.Name, product.Description, product.Url = in.Name.value, in.Description.value, in.URL.value
 	product.Metadata = texts(in.Metadata.value)
 	product.Shippable = in.Shippable.value
 	product.TaxCode = in.TaxCode.value.id

@@ -52,6 +52,7 @@ func TestParseLine(t *testing.T) {
 	}{
 		{"session", sessionLine, `
 			id: "li_1" quantity: 2 description: "T-shirt" price: "price_1"
+			price_details { id: "price_1" metadata { key: "not" value: "the line's" } }
 			product {
 				id: "prod_1" name: "T-shirt" metadata { key: "sku" value: "TS-1" } shippable: true
 				package_dimensions { height: 1.5 length: 10 weight: 4.25 width: 8 }
@@ -61,27 +62,43 @@ func TestParseLine(t *testing.T) {
 			metadata { key: "gift" value: "yes" }`, true},
 		{"session, nothing but an id", `{"id":"li_1","object":"item"}`, `id: "li_1"`, false},
 		{"session, all null", `{"id":"li_1","object":"item","amount_discount":null,"amount_subtotal":null,"amount_tax":null,"amount_total":null,"description":null,"metadata":null,"price":null,"quantity":null,"pricing":null}`, `id: "li_1"`, false},
-		{"price not expanded", `{"id":"li_1","price":"price_1"}`, `id: "li_1" price: "price_1"`, false},
-		{"product not expanded", `{"id":"li_1","price":{"id":"price_1","product":"prod_1"}}`, `id: "li_1" price: "price_1" product { id: "prod_1" }`, false},
-		{"product deleted", `{"id":"li_1","price":{"id":"price_1","product":{"id":"prod_1","object":"product","deleted":true}}}`, `id: "li_1" price: "price_1" product { id: "prod_1" }`, true},
+		{"price not expanded", `{"id":"li_1","price":"price_1"}`, `id: "li_1" price: "price_1" price_details { id: "price_1" }`, false},
+		{"product not expanded", `{"id":"li_1","price":{"id":"price_1","product":"prod_1"}}`, `id: "li_1" price: "price_1" price_details { id: "price_1" } product { id: "prod_1" }`, false},
+		{"product deleted", `{"id":"li_1","price":{"id":"price_1","product":{"id":"prod_1","object":"product","deleted":true}}}`, `id: "li_1" price: "price_1" price_details { id: "price_1" } product { id: "prod_1" }`, true},
 		{"what may have any shape", `{"id":"li_1","description":{"de":"Hemd"},"metadata":{"a":"1","b":2,"c":{}},"price":{"id":"price_1","product":{"id":"prod_1","name":7,"metadata":[],"shippable":"yes","package_dimensions":{"height":1},"images":["a",1,null,""],"tax_code":5}}}`,
-			`id: "li_1" price: "price_1" product { id: "prod_1" images: "a" } metadata { key: "a" value: "1" }`, true},
+			`id: "li_1" price: "price_1" price_details { id: "price_1" } product { id: "prod_1" images: "a" } metadata { key: "a" value: "1" }`, true},
 		{"not UTF-8", "{\"id\":\"li_1\",\"description\":\"a\xffb\",\"metadata\":{\"k\xff\":\"\\ud800\"}}", `id: "li_1" description: "a�b" metadata { key: "k�" value: "�" }`, false},
 		{"invoice", invoiceLine, `
-			id: "il_1" quantity: 1 description: "1 × Box (at €10.00 / month)" price: "price_1"
+			id: "il_1" quantity: 1 description: "1 × Box (at €10.00 / month)" price: "price_1" price_details { id: "price_1" }
 			product { id: "prod_1" name: "Box" tax_code: "txcd_1" }
 			amount_subtotal: 1000 amount_discount: 150 amount_tax: 156 amount_total: 870`, true},
 		{"invoice, basil", basilInvoiceLine, `
-			id: "il_1" quantity: 3 price: "price_1" product { id: "prod_1" }
+			id: "il_1" quantity: 3 price: "price_1" price_details { id: "price_1" } product { id: "prod_1" }
 			amount_subtotal: 1000 amount_discount: 0 amount_tax: 260 amount_total: 1190`, false},
 		{"invoice, basil, expanded", `{"id":"il_1","object":"line_item","pricing":{"price_details":{"price":{"id":"price_1","product":"prod_0"},"product":{"id":"prod_1","name":"Box"}}}}`,
-			`id: "il_1" price: "price_1" product { id: "prod_1" name: "Box" }`, true},
+			`id: "il_1" price: "price_1" price_details { id: "price_1" } product { id: "prod_1" name: "Box" }`, true},
 		{"invoice, price_details with the product in the price", `{"id":"il_1","object":"line_item","pricing":{"price_details":{"price":{"id":"price_1","product":"prod_1"}}}}`,
-			`id: "il_1" price: "price_1" product { id: "prod_1" }`, false},
+			`id: "il_1" price: "price_1" price_details { id: "price_1" } product { id: "prod_1" }`, false},
 		{"invoice, no discounts stated", `{"id":"il_1","object":"line_item","amount":1000,"discount_amounts":null,"taxes":[]}`, `id: "il_1" amount_subtotal: 1000 amount_tax: 0`, false},
 		{"invoice, no taxes stated", `{"id":"il_1","object":"line_item","amount":1000,"discount_amounts":[],"taxes":null}`, `id: "il_1" amount_subtotal: 1000 amount_discount: 0`, false},
 		{"invoice, a tax of a kind unknown", `{"id":"il_1","object":"line_item","amount":1000,"discount_amounts":[],"taxes":[{"amount":5,"tax_behavior":"new"}]}`, `id: "il_1" amount_subtotal: 1000 amount_discount: 0 amount_tax: 5`, false},
 		{"invoice, credit", `{"id":"il_1","object":"line_item","amount":-500,"quantity":1,"discount_amounts":[],"tax_amounts":[]}`, `id: "il_1" quantity: 1 amount_subtotal: -500 amount_discount: 0 amount_tax: 0 amount_total: -500`, false},
+		{"a variant", `{"id":"li_1","quantity":2,"price":{"id":"price_1","lookup_key":"shirt-xl","nickname":"XL","metadata":{"sku":"TS-XL","n":1}}}`,
+			`id: "li_1" quantity: 2 price: "price_1" price_details { id: "price_1" lookup_key: "shirt-xl" nickname: "XL" metadata { key: "sku" value: "TS-XL" } }`, false},
+		{"a product in full", `{"id":"li_1","price":{"id":"price_1","product":{"id":"prod_1","description":"Of cotton","url":"https://shop.test/p"}}}`,
+			`id: "li_1" price: "price_1" price_details { id: "price_1" } product { id: "prod_1" description: "Of cotton" url: "https://shop.test/p" }`, true},
+		{"a decimal quantity", `{"id":"li_1","quantity":1,"quantity_decimal":"1.5"}`, `id: "li_1" quantity_decimal: "1.5"`, false},
+		{"a decimal quantity that is whole", `{"id":"li_1","quantity":2,"quantity_decimal":"2.00"}`, `id: "li_1" quantity: 2 quantity_decimal: "2.00"`, false},
+		{"a quantity with a fraction", `{"id":"li_1","quantity":1.5}`, `id: "li_1" quantity_decimal: "1.5"`, false},
+		{"a proration", `{"id":"il_1","object":"line_item","amount":-500,"proration":true,"period":{"start":1700000000,"end":1702592000}}`,
+			`id: "il_1" amount_subtotal: -500 proration: true period_start_time { seconds: 1700000000 } period_end_time { seconds: 1702592000 }`, false},
+		{"a proration, basil", `{"id":"il_1","object":"line_item","parent":{"type":"subscription_item_details","invoice_item_details":null,"subscription_item_details":{"proration":true}}}`,
+			`id: "il_1" proration: true`, false},
+		{"a proration of an invoice item, basil", `{"id":"il_1","object":"line_item","parent":{"type":"invoice_item_details","invoice_item_details":{"proration":true}}}`,
+			`id: "il_1" proration: true`, false},
+		{"a period that is none", `{"id":"il_1","period":{"start":-1,"end":253402300800}}`, `id: "il_1"`, false},
+		{"negative taxes and discounts", `{"id":"il_1","object":"line_item","amount":-500,"discount_amounts":[{"amount":-100}],"taxes":[{"amount":-76,"tax_behavior":"exclusive"}]}`,
+			`id: "il_1" amount_subtotal: -500 amount_discount: -100 amount_tax: -76 amount_total: -476`, false},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -110,7 +127,12 @@ func TestParseLineFails(t *testing.T) {
 		"null":                       `null`,
 		"no id":                      `{"object":"item"}`,
 		"quantity is text":           `{"id":"li_1","quantity":"Jane"}`,
-		"quantity is a fraction":     `{"id":"li_1","quantity":1.5}`,
+		"quantity has no digits":     `{"id":"li_1","quantity_decimal":"Jane"}`,
+		"quantity is too exact":      `{"id":"li_1","quantity_decimal":"1.0000000000001"}`,
+		"quantity_decimal is none":   `{"id":"li_1","quantity_decimal":1.5}`,
+		"proration is text":          `{"id":"il_1","proration":"Jane"}`,
+		"an amount is out of range":  `{"id":"il_1","object":"line_item","amount":9223372036854775807,"discount_amounts":[{"amount":-1}],"taxes":[]}`,
+		"a tax is out of range":      `{"id":"il_1","object":"line_item","amount":1,"taxes":[{"amount":-9223372036854775808}]}`,
 		"quantity is too large":      `{"id":"li_1","quantity":9223372036854775808}`,
 		"amount is an object":        `{"id":"li_1","amount_total":{"Jane":1}}`,
 		"price is a number":          `{"id":"li_1","price":5}`,

@@ -76,4 +76,5 @@ var permissionLabels = map[string]string{
 	"payment_intent":   "PaymentIntents",
 	"plan":             "Prices",
 	"product":          "Products",
+	"shipping_rate":    "Shipping Rates",
 }

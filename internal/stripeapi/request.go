@@ -33,10 +33,12 @@ var errTooLarge = fmt.Errorf("the response is larger than %d MiB", maxBody>>20)
 
 // request is a GET.
 type request struct {
-	path     string
-	query    url.Values
-	account  string // empty, or a connected account
-	livemode bool
+	path    string
+	query   url.Values
+	account string // empty for the platform's own
+	// inContext means that the account is sent as Stripe-Context.
+	inContext bool
+	livemode  bool
 }
 
 // get returns the body of a successful answer, which is JSON.
@@ -106,7 +108,11 @@ func (c *Client) attempt(ctx context.Context, key string, r request) ([]byte, *c
 			`{"bindings_version":"` + stripe.ClientVersion + `","lang":"go","publisher":"stripe"}`,
 		}},
 	}
-	if r.account != "" {
+	switch {
+	case r.account == "":
+	case r.inContext:
+		params.Headers.Set("Stripe-Context", r.account)
+	default:
 		params.SetStripeAccount(r.account)
 	}
 	path := r.path

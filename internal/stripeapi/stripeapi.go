@@ -96,7 +96,9 @@ type Client struct {
 	keys           map[bool]string // by livemode
 	backend        stripe.Backend
 	budget         *budget
-	products       *productCache
+	products       *cache[*ordergatev1.Product]
+	prices         *cache[*ordergatev1.PriceDetails]
+	shippingRates  *cache[*ordergatev1.ShippingRate]
 	attemptTimeout time.Duration
 	requestTimeout time.Duration
 	log            *slog.Logger
@@ -126,7 +128,9 @@ func New(config Config) (*Client, error) {
 		keys:           keys,
 		backend:        newBackend(base, config.Transport),
 		budget:         newBudget(orDefault(config.Rate, 20), log),
-		products:       newProductCache(),
+		products:       newCache[*ordergatev1.Product](),
+		prices:         newCache[*ordergatev1.PriceDetails](),
+		shippingRates:  newCache[*ordergatev1.ShippingRate](),
 		attemptTimeout: orDefault(config.AttemptTimeout, 20*time.Second),
 		requestTimeout: orDefault(config.RequestTimeout, 2*time.Minute),
 		log:            log,
@@ -142,18 +146,26 @@ func (c *Client) Has(livemode bool) bool { return c.keys[livemode] != "" }
 type Ref struct {
 	// ID is the object's id, such as `cs_…`.
 	ID string
-	// Account is the connected account (`acct_…`) it belongs to. Empty for the
-	// platform's own.
+	// Account is the account (`acct_…`) it belongs to: a connected account, or one
+	// of an organization. Empty for the platform's own.
 	Account string
+	// InContext means that Account is one of an organization: it is sent as
+	// `Stripe-Context` instead of `Stripe-Account`.
+	InContext bool
 	// Livemode says which key to use.
 	Livemode bool
 }
 
+// request returns a request for a path in the object's account and mode.
+func (of Ref) request(path string) request {
+	return request{path: path, account: of.Account, inContext: of.InContext, livemode: of.Livemode}
+}
+
 // LineItems returns all line items of a Checkout Session (`cs_…`) or an Invoice
-// (`in_…`), in Stripe's order, with their products. The list is whole or there is
-// an error. It may be empty if Stripe says so. A product that was deleted at
-// Stripe has only its id; one that Stripe did not expand may be up to 10 minutes
-// old.
+// (`in_…`), in Stripe's order, with their prices and products. The list is whole or
+// there is an error. It may be empty if Stripe says so. A price or product that was
+// deleted at Stripe has only its id; one that Stripe did not expand may be up to 10
+// minutes old.
 //
 // An amount or quantity that Stripe leaves out is unset. A line whose quantity,
 // amounts, price or product cannot be read is an error, because goods would be
@@ -168,12 +180,8 @@ func (c *Client) LineItems(ctx context.Context, of Ref) ([]*ordergatev1.LineItem
 	default:
 		return nil, fmt.Errorf("stripeapi: line items of %.40q: not the id of a Checkout Session or an Invoice", of.ID)
 	}
-	r := request{
-		path:     path,
-		query:    url.Values{"expand[]": {"data.price.product"}},
-		account:  of.Account,
-		livemode: of.Livemode,
-	}
+	r := of.request(path)
+	r.query = url.Values{"expand[]": {"data.price.product"}}
 	var items []*ordergatev1.LineItem
 	for raw, err := range c.list(ctx, r, maxLineItemPages) {
 		if err != nil {
@@ -183,12 +191,25 @@ func (c *Client) LineItems(ctx context.Context, of Ref) ([]*ordergatev1.LineItem
 		if err != nil {
 			return nil, fmt.Errorf("stripeapi: GET %s: line item %d %w", path, len(items)+1, err)
 		}
+		if err := c.completePrice(ctx, of, line); err != nil {
+			return nil, err
+		}
 		if err := c.completeProduct(ctx, of, line); err != nil {
 			return nil, err
 		}
 		items = append(items, line.item)
 	}
 	return items, nil
+}
+
+// ShippingRate returns the details of a shipping rate (`shr_…`), without an amount.
+// They may be up to 10 minutes old. A rate that Stripe does not have is returned
+// with its id only.
+func (c *Client) ShippingRate(ctx context.Context, of Ref) (*ordergatev1.ShippingRate, error) {
+	if !isID(of.ID, "shr") {
+		return nil, fmt.Errorf("stripeapi: %.40q is not the id of a shipping rate", of.ID)
+	}
+	return readCached(ctx, c, c.shippingRates, of, "/v1/shipping_rates/", "shipping_rate", parseShippingRate)
 }
 
 // CheckoutSessionByPaymentIntent returns the Checkout Session that a
@@ -209,12 +230,9 @@ func (c *Client) sessionBy(ctx context.Context, of Ref, prefix, parameter string
 	if !isID(of.ID, prefix) {
 		return nil, fmt.Errorf("stripeapi: %.40q is not the id of an object of the type %s", of.ID, parameter)
 	}
-	page, err := c.page(ctx, request{
-		path:     "/v1/checkout/sessions",
-		query:    url.Values{parameter: {of.ID}, "limit": {"1"}},
-		account:  of.Account,
-		livemode: of.Livemode,
-	})
+	r := of.request("/v1/checkout/sessions")
+	r.query = url.Values{parameter: {of.ID}, "limit": {"1"}}
+	page, err := c.page(ctx, r)
 	if err != nil {
 		return nil, err
 	}
@@ -239,7 +257,7 @@ func (c *Client) object(ctx context.Context, of Ref, prefix, path, object string
 		return nil, fmt.Errorf("stripeapi: %.40q is not the id of an object of the type %s", of.ID, object)
 	}
 	path += of.ID
-	body, err := c.get(ctx, request{path: path, account: of.Account, livemode: of.Livemode})
+	body, err := c.get(ctx, of.request(path))
 	if err != nil {
 		return nil, err
 	}
@@ -248,9 +266,12 @@ func (c *Client) object(ctx context.Context, of Ref, prefix, path, object string
 
 // EventQuery says which events to list.
 type EventQuery struct {
-	// Account is the connected account whose events to list. Empty for the
-	// platform's own, which do not include those of any connected account.
+	// Account is the account whose events to list: a connected account, or one of
+	// an organization. Empty for the platform's own, which do not include those of
+	// any other account.
 	Account string
+	// InContext means that Account is one of an organization (see [Ref]).
+	InContext bool
 	// Livemode says which key to use.
 	Livemode bool
 	// Since and Until bound when the event was created, to the second: not
@@ -293,7 +314,9 @@ func (c *Client) Events(ctx context.Context, q EventQuery) iter.Seq2[json.RawMes
 	if q.OlderThan != "" {
 		query.Set("starting_after", q.OlderThan)
 	}
-	return c.list(ctx, request{path: "/v1/events", query: query, account: q.Account, livemode: q.Livemode}, maxEventPages)
+	r := Ref{Account: q.Account, InContext: q.InContext, Livemode: q.Livemode}.request("/v1/events")
+	r.query = query
+	return c.list(ctx, r, maxEventPages)
 }
 
 var keyShape = regexp.MustCompile(`^[sr]k_(live|test)_[A-Za-z0-9_]+$`)

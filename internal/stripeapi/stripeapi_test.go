@@ -828,6 +828,12 @@ func TestProductsAreCached(t *testing.T) {
 			mu.Unlock()
 			fmt.Fprint(w, `{"id":"my box/1","object":"product","name":"Box","metadata":{"sku":"A1"}}`)
 		}))
+		s.Handle("GET /v1/prices/{id}", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			mu.Lock()
+			reads[r.Header.Get("Stripe-Account")+" "+r.PathValue("id")]++
+			mu.Unlock()
+			fmt.Fprint(w, `{"id":"price_1","object":"price","lookup_key":"box-l"}`)
+		}))
 		want := &ordergatev1.Product{Id: "my box/1", Name: "Box", Metadata: map[string]string{"sku": "A1"}}
 		read := func(account string) {
 			items, err := s.LineItems(t.Context(), stripeapi.Ref{ID: "in_1", Account: account})
@@ -837,19 +843,69 @@ func TestProductsAreCached(t *testing.T) {
 			if diff := cmp.Diff(want, items[0].GetProduct(), protocmp.Transform()); diff != "" {
 				t.Errorf("product (-want +got):\n%s", diff)
 			}
-			items[0].Product.Name = "the caller's own"
+			if diff := cmp.Diff(&ordergatev1.PriceDetails{Id: "price_1", LookupKey: "box-l"}, items[0].GetPriceDetails(), protocmp.Transform()); diff != "" {
+				t.Errorf("price (-want +got):\n%s", diff)
+			}
+			items[0].Product.Name, items[0].PriceDetails.LookupKey = "the caller's own", "too"
 		}
 		read("")
 		read("")
 		read("acct_1")
 		read("")
-		if diff := cmp.Diff(map[string]int{" my box/1": 1, "acct_1 my box/1": 1}, reads); diff != "" {
+		if diff := cmp.Diff(map[string]int{" my box/1": 1, "acct_1 my box/1": 1, " price_1": 1, "acct_1 price_1": 1}, reads); diff != "" {
 			t.Errorf("reads (-want +got):\n%s", diff)
 		}
 		<-time.After(11 * time.Minute) // virtual
 		read("")
 		if reads[" my box/1"] != 2 {
 			t.Errorf("an old product was not read again: %v", reads)
+		}
+	})
+}
+
+func TestShippingRate(t *testing.T) {
+	virtual(t, func(t *testing.T, s stripe) {
+		reads := 0
+		s.Handle("GET /v1/shipping_rates/shr_1", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			reads++
+			if r.Header.Get("Stripe-Context") != "acct_1" || r.Header.Get("Stripe-Account") != "" {
+				t.Errorf("headers %v, want the account as Stripe-Context", r.Header)
+			}
+			fmt.Fprint(w, `{"id":"shr_1","object":"shipping_rate","display_name":"Express","metadata":{"carrier":"DHL"},"tax_code":"txcd_92010001",
+				"fixed_amount":{"amount":500,"currency":"eur"},"delivery_estimate":{"minimum":{"unit":"business_day","value":1},"maximum":{"unit":"day","value":3}}}`)
+		}))
+		s.Handle("GET /v1/shipping_rates/shr_gone", stripetest.Error(404, "resource_missing", "No such shipping rate"))
+		s.Handle("GET /v1/shipping_rates/shr_secret", stripetest.Error(403, "", "Having the 'rak_shipping_rate_read' permission would allow this"))
+		s.Handle("GET /v1/shipping_rates/shr_odd", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			fmt.Fprint(w, `{"id":"shr_odd","object":"shipping_rate","display_name":7,"metadata":[],"delivery_estimate":"soon"}`)
+		}))
+		want := &ordergatev1.ShippingRate{
+			Id: "shr_1", DisplayName: "Express", Metadata: map[string]string{"carrier": "DHL"}, TaxCode: "txcd_92010001",
+			DeliveryEstimate: &ordergatev1.DeliveryEstimate{
+				Minimum: &ordergatev1.DeliveryEstimateBound{Unit: "business_day", Value: 1},
+				Maximum: &ordergatev1.DeliveryEstimateBound{Unit: "day", Value: 3},
+			},
+		}
+		for range 2 {
+			rate, err := s.ShippingRate(t.Context(), stripeapi.Ref{ID: "shr_1", Account: "acct_1", InContext: true})
+			if diff := cmp.Diff(want, rate, protocmp.Transform()); err != nil || diff != "" {
+				t.Errorf("%v, rate (-want +got):\n%s", err, diff)
+			}
+		}
+		if reads != 1 {
+			t.Errorf("%d requests for one rate, want 1", reads)
+		}
+		for _, id := range []string{"shr_gone", "shr_odd"} {
+			rate, err := s.ShippingRate(t.Context(), stripeapi.Ref{ID: id})
+			if diff := cmp.Diff(&ordergatev1.ShippingRate{Id: id}, rate, protocmp.Transform()); err != nil || diff != "" {
+				t.Errorf("%v, rate (-want +got):\n%s", err, diff)
+			}
+		}
+		if rate, err := s.ShippingRate(t.Context(), stripeapi.Ref{ID: "shr_secret"}); !errors.Is(err, stripeapi.ErrPermission) || rate != nil {
+			t.Errorf("without the permission: %v, %v", rate, err)
+		}
+		if _, err := s.ShippingRate(t.Context(), stripeapi.Ref{ID: "../account"}); err == nil {
+			t.Error("a path was taken for the id of a shipping rate")
 		}
 	})
 }

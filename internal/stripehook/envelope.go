@@ -43,7 +43,8 @@ type Envelope struct {
 	// APIVersion is the version that fixed the shape of the event's object.
 	// Empty when the event names none.
 	APIVersion string
-	// Account is the connected account the event is of; empty for the
+	// Account is the account the event is of: a connected account, or one of the
+	// organization that owns the event destination (`context`). Empty for the
 	// platform's own.
 	Account string
 	// Livemode is false for a test-mode event.
@@ -83,7 +84,10 @@ func ReadEnvelope(body []byte) (Envelope, error) {
 	}
 	about := event.Get("data").Get("object")
 	if e.Thin {
-		e.Account, about = text(event.Get("context")), event.Get("related_object")
+		about = event.Get("related_object")
+	}
+	if e.Account == "" || e.Thin {
+		e.Account = text(event.Get("context"))
 	}
 	// The object of some types has no id (balance): that is not an error here.
 	e.ObjectID = text(about.Get("id"))

@@ -94,11 +94,17 @@ func newServer(t testing.TB) (_ *Server, closeSockets func()) {
 	}
 	s.mux.HandleFunc("POST /v1/stripecli/sessions", s.createSession)
 	s.mux.HandleFunc("GET /subscribe/{device}", s.subscribe)
+	s.mux.HandleFunc("GET /v1/shipping_rates/{id}", shippingRate)
 	s.mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		t.Logf("stripetest: nothing handles %s %s: add it with Server.Handle", r.Method, r.URL.Path)
 		writeError(w, http.StatusNotFound, "not part of this stand-in: "+r.Method+" "+r.URL.Path)
 	})
 	return s, closeSockets
+}
+
+// shippingRate answers for any shipping rate: the orders of package sample have one.
+func shippingRate(w http.ResponseWriter, r *http.Request) {
+	writeJSON(w, http.StatusOK, map[string]any{"id": r.PathValue("id"), "object": "shipping_rate", "display_name": "Parcel", "metadata": map[string]string{}})
 }
 
 // Handle adds an endpoint of Stripe's API, such as "GET /v1/events". Patterns

@@ -150,12 +150,15 @@ const (
 	OrderStatus_ORDER_STATUS_PAYMENT_FAILED OrderStatus = 3
 	// The session expired before it was paid.
 	OrderStatus_ORDER_STATUS_EXPIRED OrderStatus = 4
-	// The payment was cancelled before the money arrived.
+	// The payment was cancelled before the money arrived, or its authorization
+	// expired or was released.
 	OrderStatus_ORDER_STATUS_CANCELED OrderStatus = 5
 	// Paid, and a part of the money was given back.
 	OrderStatus_ORDER_STATUS_PARTIALLY_REFUNDED OrderStatus = 6
 	// Paid, and all of the money was given back.
 	OrderStatus_ORDER_STATUS_REFUNDED OrderStatus = 7
+	// The money is reserved on the buyer's card and has not been captured.
+	OrderStatus_ORDER_STATUS_AUTHORIZED OrderStatus = 8
 )
 
 // Enum value maps for OrderStatus.
@@ -169,6 +172,7 @@ var (
 		5: "ORDER_STATUS_CANCELED",
 		6: "ORDER_STATUS_PARTIALLY_REFUNDED",
 		7: "ORDER_STATUS_REFUNDED",
+		8: "ORDER_STATUS_AUTHORIZED",
 	}
 	OrderStatus_value = map[string]int32{
 		"ORDER_STATUS_UNSPECIFIED":        0,
@@ -179,6 +183,7 @@ var (
 		"ORDER_STATUS_CANCELED":           5,
 		"ORDER_STATUS_PARTIALLY_REFUNDED": 6,
 		"ORDER_STATUS_REFUNDED":           7,
+		"ORDER_STATUS_AUTHORIZED":         8,
 	}
 )
 
@@ -278,9 +283,11 @@ const (
 	WaitReason_WAIT_REASON_UNSPECIFIED WaitReason = 0
 	// The money has not arrived.
 	WaitReason_WAIT_REASON_AWAITING_PAYMENT WaitReason = 1
-	// The line items have not been read from Stripe yet; an UPDATED event
-	// follows when they have.
+	// The line items or the shipping rate have not been read from Stripe yet; an
+	// UPDATED event follows when they have.
 	WaitReason_WAIT_REASON_LINE_ITEMS_PENDING WaitReason = 2
+	// The payment is authorized; the shop has not captured it.
+	WaitReason_WAIT_REASON_AWAITING_CAPTURE WaitReason = 3
 	// The order was paid less than the gateway's --ship-delay ago; `settle_time` is the end of the
 	// wait. An UPDATED event follows then.
 	WaitReason_WAIT_REASON_SETTLING WaitReason = 4
@@ -292,12 +299,14 @@ var (
 		0: "WAIT_REASON_UNSPECIFIED",
 		1: "WAIT_REASON_AWAITING_PAYMENT",
 		2: "WAIT_REASON_LINE_ITEMS_PENDING",
+		3: "WAIT_REASON_AWAITING_CAPTURE",
 		4: "WAIT_REASON_SETTLING",
 	}
 	WaitReason_value = map[string]int32{
 		"WAIT_REASON_UNSPECIFIED":        0,
 		"WAIT_REASON_AWAITING_PAYMENT":   1,
 		"WAIT_REASON_LINE_ITEMS_PENDING": 2,
+		"WAIT_REASON_AWAITING_CAPTURE":   3,
 		"WAIT_REASON_SETTLING":           4,
 	}
 )
@@ -352,6 +361,19 @@ const (
 	// a refund of the whole order failed or was cancelled, or one is in another
 	// currency than the order and nothing says whether it is the whole.
 	HoldReason_HOLD_REASON_REFUND_UNCLEAR HoldReason = 7
+	// The ship-to address lacks `line1` or `country`.
+	HoldReason_HOLD_REASON_ADDRESS_INCOMPLETE HoldReason = 8
+	// A later box of a subscription has no ship-to address: the Customer at Stripe
+	// has none, even if the Checkout Session collected one.
+	HoldReason_HOLD_REASON_ADDRESS_MISSING HoldReason = 9
+	// Credit notes cover the full amount of the order's invoice.
+	HoldReason_HOLD_REASON_CREDITED HoldReason = 10
+	// An event contradicted itself about the payment, and no other event has
+	// settled it. Unlike other reasons, it holds an order that is not paid.
+	HoldReason_HOLD_REASON_PAYMENT_UNCLEAR HoldReason = 11
+	// A dispute over a part of the money was lost, or over an amount that cannot
+	// be compared with the order's.
+	HoldReason_HOLD_REASON_DISPUTE_LOST HoldReason = 12
 	// The order is too large to be stored with its line items. Read them at Stripe.
 	HoldReason_HOLD_REASON_TOO_LARGE HoldReason = 24
 )
@@ -367,6 +389,11 @@ var (
 		5:  "HOLD_REASON_ADDRESS_UNREADABLE",
 		6:  "HOLD_REASON_OPERATOR",
 		7:  "HOLD_REASON_REFUND_UNCLEAR",
+		8:  "HOLD_REASON_ADDRESS_INCOMPLETE",
+		9:  "HOLD_REASON_ADDRESS_MISSING",
+		10: "HOLD_REASON_CREDITED",
+		11: "HOLD_REASON_PAYMENT_UNCLEAR",
+		12: "HOLD_REASON_DISPUTE_LOST",
 		24: "HOLD_REASON_TOO_LARGE",
 	}
 	HoldReason_value = map[string]int32{
@@ -378,6 +405,11 @@ var (
 		"HOLD_REASON_ADDRESS_UNREADABLE": 5,
 		"HOLD_REASON_OPERATOR":           6,
 		"HOLD_REASON_REFUND_UNCLEAR":     7,
+		"HOLD_REASON_ADDRESS_INCOMPLETE": 8,
+		"HOLD_REASON_ADDRESS_MISSING":    9,
+		"HOLD_REASON_CREDITED":           10,
+		"HOLD_REASON_PAYMENT_UNCLEAR":    11,
+		"HOLD_REASON_DISPUTE_LOST":       12,
 		"HOLD_REASON_TOO_LARGE":          24,
 	}
 )
@@ -415,15 +447,15 @@ type CancelReason int32
 const (
 	// Not set; never sent.
 	CancelReason_CANCEL_REASON_UNSPECIFIED CancelReason = 0
-	// The delayed payment failed.
+	// The delayed payment failed, or each charge of a PaymentIntent's order did.
 	CancelReason_CANCEL_REASON_PAYMENT_FAILED CancelReason = 1
 	// The session expired before it was paid.
 	CancelReason_CANCEL_REASON_EXPIRED CancelReason = 2
 	// All of the money was given back.
 	CancelReason_CANCEL_REASON_REFUNDED CancelReason = 3
-	// The payment was cancelled.
+	// The payment was cancelled, or its authorization expired or was released.
 	CancelReason_CANCEL_REASON_CANCELED CancelReason = 4
-	// A dispute was lost: the money is gone.
+	// Disputes were lost that, with the refunds, cover all of the money.
 	CancelReason_CANCEL_REASON_DISPUTE_LOST CancelReason = 5
 	// The personal data of the order was erased.
 	CancelReason_CANCEL_REASON_ERASED CancelReason = 6
@@ -484,13 +516,22 @@ type AddressState int32
 const (
 	// Not set; never sent. Treat as UNREADABLE.
 	AddressState_ADDRESS_STATE_UNSPECIFIED AddressState = 0
-	// `shipping` is set.
+	// `shipping` is set, with at least `line1` and `country`.
 	AddressState_ADDRESS_STATE_PRESENT AddressState = 1
-	// The shop did not ask the buyer for an address (digital goods, pick-up).
+	// The shop did not ask the buyer for an address (pick-up, or goods of which
+	// Stripe does not know whether they are shipped). The directive is HOLD if the
+	// order is a later box of a subscription.
 	AddressState_ADDRESS_STATE_NOT_COLLECTED AddressState = 2
 	// There should be an address, but it is not where any known API version puts
 	// it, or not in a known shape. The directive is HOLD; the raw event is kept.
 	AddressState_ADDRESS_STATE_UNREADABLE AddressState = 3
+	// No address was collected and none is needed: the line items are complete,
+	// and the shop marked each product as not shipped (Stripe: Product
+	// `shippable` is false).
+	AddressState_ADDRESS_STATE_NOT_NEEDED AddressState = 4
+	// There is an address without `line1` or `country`. The directive is HOLD; the
+	// raw event is kept.
+	AddressState_ADDRESS_STATE_INCOMPLETE AddressState = 5
 )
 
 // Enum value maps for AddressState.
@@ -500,12 +541,16 @@ var (
 		1: "ADDRESS_STATE_PRESENT",
 		2: "ADDRESS_STATE_NOT_COLLECTED",
 		3: "ADDRESS_STATE_UNREADABLE",
+		4: "ADDRESS_STATE_NOT_NEEDED",
+		5: "ADDRESS_STATE_INCOMPLETE",
 	}
 	AddressState_value = map[string]int32{
 		"ADDRESS_STATE_UNSPECIFIED":   0,
 		"ADDRESS_STATE_PRESENT":       1,
 		"ADDRESS_STATE_NOT_COLLECTED": 2,
 		"ADDRESS_STATE_UNREADABLE":    3,
+		"ADDRESS_STATE_NOT_NEEDED":    4,
+		"ADDRESS_STATE_INCOMPLETE":    5,
 	}
 )
 
@@ -542,9 +587,10 @@ type LineItemsState int32
 const (
 	// Not set; never sent. Treat as PENDING.
 	LineItemsState_LINE_ITEMS_STATE_UNSPECIFIED LineItemsState = 0
-	// `line_items` is the whole list.
+	// `line_items` is the whole list, and `shipping_rate` is complete.
 	LineItemsState_LINE_ITEMS_STATE_COMPLETE LineItemsState = 1
-	// The list has not been read from Stripe yet; the directive is WAIT.
+	// The list or the shipping rate has not been read from Stripe yet; the
+	// directive is WAIT.
 	LineItemsState_LINE_ITEMS_STATE_PENDING LineItemsState = 2
 	// The list cannot be read: the gateway has no Stripe API key, or the sale is a
 	// PaymentIntent, which has none.
@@ -657,8 +703,9 @@ func (RefundState) EnumDescriptor() ([]byte, []int) {
 	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{9}
 }
 
-// DisputeState is where a dispute stands. A dispute moves on in the order of the
-// numbers and never back.
+// DisputeState is where a dispute stands. A dispute moves on in the order
+// INQUIRY, INQUIRY_CLOSED, OPEN, PREVENTED, LOST, WON and never back: a lost
+// dispute can be won on appeal.
 type DisputeState int32
 
 const (
@@ -672,13 +719,14 @@ const (
 	// Open (Stripe: `needs_response`, `under_review`, and any status that this
 	// version does not know). The order is held.
 	DisputeState_DISPUTE_STATE_OPEN DisputeState = 3
-	// The shop won: the order is no longer held for it.
+	// The shop won, also on appeal: the order is no longer held or cancelled for
+	// it.
 	DisputeState_DISPUTE_STATE_WON DisputeState = 4
 	// It was ended by giving the money back (Stripe: `prevented`,
 	// `charge_refunded`). The order is held until the refund cancels it.
 	DisputeState_DISPUTE_STATE_PREVENTED DisputeState = 5
-	// The shop lost, also where it appeals (Stripe: `lost`, `appeal_…`). The order
-	// is cancelled.
+	// The shop lost, also while it appeals (Stripe: `lost`, `appeal_…`). The order
+	// is cancelled if all of the money is gone, and held otherwise.
 	DisputeState_DISPUTE_STATE_LOST DisputeState = 6
 )
 
@@ -799,6 +847,128 @@ func (ReviewState) EnumDescriptor() ([]byte, []int) {
 	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{11}
 }
 
+// ChargeState is how far a charge got. A charge moves on in the order of the
+// numbers and never back.
+type ChargeState int32
+
+const (
+	// Not known.
+	ChargeState_CHARGE_STATE_UNSPECIFIED ChargeState = 0
+	// Under way (Stripe: PaymentIntent `status` is `processing`).
+	ChargeState_CHARGE_STATE_PENDING ChargeState = 1
+	// The money is reserved and can be captured (Stripe: PaymentIntent `status` is
+	// `requires_capture`).
+	ChargeState_CHARGE_STATE_AUTHORIZED ChargeState = 2
+	// Failed (Stripe: `payment_intent.payment_failed`).
+	ChargeState_CHARGE_STATE_FAILED ChargeState = 3
+	// The authorization expired or was released before it was captured (Stripe:
+	// `charge.expired`, or `refunded` without `captured`).
+	ChargeState_CHARGE_STATE_RELEASED ChargeState = 4
+	// The money was collected (Stripe: `captured`).
+	ChargeState_CHARGE_STATE_CAPTURED ChargeState = 5
+)
+
+// Enum value maps for ChargeState.
+var (
+	ChargeState_name = map[int32]string{
+		0: "CHARGE_STATE_UNSPECIFIED",
+		1: "CHARGE_STATE_PENDING",
+		2: "CHARGE_STATE_AUTHORIZED",
+		3: "CHARGE_STATE_FAILED",
+		4: "CHARGE_STATE_RELEASED",
+		5: "CHARGE_STATE_CAPTURED",
+	}
+	ChargeState_value = map[string]int32{
+		"CHARGE_STATE_UNSPECIFIED": 0,
+		"CHARGE_STATE_PENDING":     1,
+		"CHARGE_STATE_AUTHORIZED":  2,
+		"CHARGE_STATE_FAILED":      3,
+		"CHARGE_STATE_RELEASED":    4,
+		"CHARGE_STATE_CAPTURED":    5,
+	}
+)
+
+func (x ChargeState) Enum() *ChargeState {
+	p := new(ChargeState)
+	*p = x
+	return p
+}
+
+func (x ChargeState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ChargeState) Descriptor() protoreflect.EnumDescriptor {
+	return file_ordergate_v1_order_proto_enumTypes[12].Descriptor()
+}
+
+func (ChargeState) Type() protoreflect.EnumType {
+	return &file_ordergate_v1_order_proto_enumTypes[12]
+}
+
+func (x ChargeState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ChargeState.Descriptor instead.
+func (ChargeState) EnumDescriptor() ([]byte, []int) {
+	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{12}
+}
+
+// CreditNoteState is whether a credit note is valid. A credit note moves on in the
+// order of the numbers and never back.
+type CreditNoteState int32
+
+const (
+	// Not set; never sent.
+	CreditNoteState_CREDIT_NOTE_STATE_UNSPECIFIED CreditNoteState = 0
+	// Issued.
+	CreditNoteState_CREDIT_NOTE_STATE_ISSUED CreditNoteState = 1
+	// Voided: it counts no more (Stripe: `void`).
+	CreditNoteState_CREDIT_NOTE_STATE_VOID CreditNoteState = 2
+)
+
+// Enum value maps for CreditNoteState.
+var (
+	CreditNoteState_name = map[int32]string{
+		0: "CREDIT_NOTE_STATE_UNSPECIFIED",
+		1: "CREDIT_NOTE_STATE_ISSUED",
+		2: "CREDIT_NOTE_STATE_VOID",
+	}
+	CreditNoteState_value = map[string]int32{
+		"CREDIT_NOTE_STATE_UNSPECIFIED": 0,
+		"CREDIT_NOTE_STATE_ISSUED":      1,
+		"CREDIT_NOTE_STATE_VOID":        2,
+	}
+)
+
+func (x CreditNoteState) Enum() *CreditNoteState {
+	p := new(CreditNoteState)
+	*p = x
+	return p
+}
+
+func (x CreditNoteState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (CreditNoteState) Descriptor() protoreflect.EnumDescriptor {
+	return file_ordergate_v1_order_proto_enumTypes[13].Descriptor()
+}
+
+func (CreditNoteState) Type() protoreflect.EnumType {
+	return &file_ordergate_v1_order_proto_enumTypes[13]
+}
+
+func (x CreditNoteState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use CreditNoteState.Descriptor instead.
+func (CreditNoteState) EnumDescriptor() ([]byte, []int) {
+	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{13}
+}
+
 // OrderEventKind is what happened to an order.
 type OrderEventKind int32
 
@@ -868,11 +1038,11 @@ func (x OrderEventKind) String() string {
 }
 
 func (OrderEventKind) Descriptor() protoreflect.EnumDescriptor {
-	return file_ordergate_v1_order_proto_enumTypes[12].Descriptor()
+	return file_ordergate_v1_order_proto_enumTypes[14].Descriptor()
 }
 
 func (OrderEventKind) Type() protoreflect.EnumType {
-	return &file_ordergate_v1_order_proto_enumTypes[12]
+	return &file_ordergate_v1_order_proto_enumTypes[14]
 }
 
 func (x OrderEventKind) Number() protoreflect.EnumNumber {
@@ -881,7 +1051,7 @@ func (x OrderEventKind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use OrderEventKind.Descriptor instead.
 func (OrderEventKind) EnumDescriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{12}
+	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{14}
 }
 
 // Order is everything the gateway knows about one sale. It is always sent
@@ -910,7 +1080,7 @@ type Order struct {
 	WaitReasons []WaitReason `protobuf:"varint,6,rep,packed,name=wait_reasons,json=waitReasons,proto3,enum=ordergate.v1.WaitReason" json:"wait_reasons,omitempty"`
 	// What speaks for holding the order. Not empty exactly when something does;
 	// `directive` is then HOLD, unless the order is to be cancelled anyway or
-	// has not been paid.
+	// has not been paid. HOLD_REASON_PAYMENT_UNCLEAR holds an unpaid order, too.
 	HoldReasons []HoldReason `protobuf:"varint,7,rep,packed,name=hold_reasons,json=holdReasons,proto3,enum=ordergate.v1.HoldReason" json:"hold_reasons,omitempty"`
 	// Why `directive` is CANCEL; empty otherwise.
 	CancelReasons []CancelReason `protobuf:"varint,8,rep,packed,name=cancel_reasons,json=cancelReasons,proto3,enum=ordergate.v1.CancelReason" json:"cancel_reasons,omitempty"`
@@ -918,8 +1088,9 @@ type Order struct {
 	// shipped for it. Always set (Stripe: `livemode`). Treat an unset value as
 	// false.
 	Livemode *bool `protobuf:"varint,9,opt,name=livemode,proto3,oneof" json:"livemode,omitempty"`
-	// The connected account (`acct_…`) the sale belongs to. Empty for the
-	// platform's own sales (Stripe: Event `account`).
+	// The account (`acct_…`) the sale belongs to: a connected account (Stripe:
+	// Event `account`), or one of an organization (Stripe: Event `context`). Empty
+	// for the platform's own sales.
 	Account string `protobuf:"bytes,10,opt,name=account,proto3" json:"account,omitempty"`
 	// Who bought. Unset when Stripe sent no customer details.
 	Customer *Customer `protobuf:"bytes,11,opt,name=customer,proto3" json:"customer,omitempty"`
@@ -972,8 +1143,8 @@ type Order struct {
 	Reviews []*Review `protobuf:"bytes,29,rep,name=reviews,proto3" json:"reviews,omitempty"`
 	// Every early fraud warning that was heard of, sorted by id. At most 100.
 	EarlyFraudWarnings []*EarlyFraudWarning `protobuf:"bytes,30,rep,name=early_fraud_warnings,json=earlyFraudWarnings,proto3" json:"early_fraud_warnings,omitempty"`
-	// The charges of which an event told a refunded sum, sorted by id. At most
-	// 100.
+	// The charges of which an event stated a captured or refunded sum, or the
+	// state, sorted by id. At most 100.
 	Charges []*Charge `protobuf:"bytes,31,rep,name=charges,proto3" json:"charges,omitempty"`
 	// True while the order is known only from a lookup at Stripe and not from its sale event. It is
 	// held (HOLD_REASON_RECOVERED) until an operator releases it, or the sale event arrives.
@@ -984,9 +1155,51 @@ type Order struct {
 	// it again. Sorted by reason and cause.
 	HoldReleases []*HoldRelease `protobuf:"bytes,34,rep,name=hold_releases,json=holdReleases,proto3" json:"hold_releases,omitempty"`
 	// How far the money had got in the snapshot of the sale that the details
-	// above were read from: AWAITING_PAYMENT, PAYMENT_FAILED, EXPIRED or PAID.
+	// above were read from: AWAITING_PAYMENT, AUTHORIZED, PAYMENT_FAILED, EXPIRED or
+	// PAID.
 	// `status` is what all that was heard comes to.
 	SaleStatus OrderStatus `protobuf:"varint,35,opt,name=sale_status,json=saleStatus,proto3,enum=ordergate.v1.OrderStatus" json:"sale_status,omitempty"`
+	// The number of decimal digits in which Stripe counts `currency`: 2 for EUR,
+	// 0 for JPY, 3 for KWD. Stripe deviates from ISO 4217 for some currencies:
+	// ISK, UGX, HUF and TWD have 2, MGA has 0. Unset if `currency` is empty.
+	CurrencyExponent *int32 `protobuf:"varint,36,opt,name=currency_exponent,json=currencyExponent,proto3,oneof" json:"currency_exponent,omitempty"`
+	// The total in the currency the buyer saw, in minor units of
+	// `presentment_currency` (Stripe: Session `presentment_details`, or
+	// `amount_total` if `currency_conversion` is set). Unset if the buyer saw
+	// `currency`.
+	PresentmentAmount *int64 `protobuf:"varint,37,opt,name=presentment_amount,json=presentmentAmount,proto3,oneof" json:"presentment_amount,omitempty"`
+	// The three-letter code in lower case of the currency the buyer saw, if
+	// Adaptive Pricing converted it (Stripe: Session `presentment_details`, or
+	// `currency` if `currency_conversion` is set). Empty otherwise.
+	PresentmentCurrency string `protobuf:"bytes,38,opt,name=presentment_currency,json=presentmentCurrency,proto3" json:"presentment_currency,omitempty"`
+	// The mode of the Checkout Session, in Stripe's word: `payment` or
+	// `subscription` (Stripe: Session `mode`). Empty for other sources, and for
+	// API versions without it.
+	Mode string `protobuf:"bytes,39,opt,name=mode,proto3" json:"mode,omitempty"`
+	// False if the buyer had nothing to pay for this order: a trial, or a
+	// discount of 100 % (Stripe: Session `payment_status` is
+	// `no_payment_required`, or `amount_total` is 0; Invoice `amount_due` is 0).
+	// Unset if Stripe sent no amount.
+	PaymentRequired *bool `protobuf:"varint,40,opt,name=payment_required,json=paymentRequired,proto3,oneof" json:"payment_required,omitempty"`
+	// Why the invoice was created, in Stripe's word, such as
+	// `subscription_cycle` (Stripe: Invoice `billing_reason`). Empty for other
+	// sources.
+	BillingReason string `protobuf:"bytes,41,opt,name=billing_reason,json=billingReason,proto3" json:"billing_reason,omitempty"`
+	// True if the gateway ran with `--ship-on authorization` when it read the
+	// sale: the order ships once its payment is authorized, and the shop captures
+	// on shipment.
+	ShipOnAuthorization bool `protobuf:"varint,42,opt,name=ship_on_authorization,json=shipOnAuthorization,proto3" json:"ship_on_authorization,omitempty"`
+	// The latest time at which an authorized payment can be captured, in UTC
+	// (Stripe: Charge `payment_method_details.card.capture_before`). Unset if
+	// Stripe sent none, and once the payment was captured or released.
+	CaptureBeforeTime *timestamppb.Timestamp `protobuf:"bytes,43,opt,name=capture_before_time,json=captureBeforeTime,proto3" json:"capture_before_time,omitempty"`
+	// True if an event contradicted itself about the payment, such as
+	// `async_payment_succeeded` of an unpaid Session. The order is held
+	// (HOLD_REASON_PAYMENT_UNCLEAR) until another event settles the payment; this
+	// stays true.
+	PaymentUnclear bool `protobuf:"varint,44,opt,name=payment_unclear,json=paymentUnclear,proto3" json:"payment_unclear,omitempty"`
+	// The credit notes on the order's invoice, sorted by id. At most 100.
+	CreditNotes []*CreditNote `protobuf:"bytes,45,rep,name=credit_notes,json=creditNotes,proto3" json:"credit_notes,omitempty"`
 	// The end of the settling period of a paid order (`--ship-delay`), in UTC. Until then the
 	// directive is not SHIP (WAIT_REASON_SETTLING). Unset once the period is over, and in a gateway
 	// without a delay.
@@ -1273,6 +1486,76 @@ func (x *Order) GetSaleStatus() OrderStatus {
 	return OrderStatus_ORDER_STATUS_UNSPECIFIED
 }
 
+func (x *Order) GetCurrencyExponent() int32 {
+	if x != nil && x.CurrencyExponent != nil {
+		return *x.CurrencyExponent
+	}
+	return 0
+}
+
+func (x *Order) GetPresentmentAmount() int64 {
+	if x != nil && x.PresentmentAmount != nil {
+		return *x.PresentmentAmount
+	}
+	return 0
+}
+
+func (x *Order) GetPresentmentCurrency() string {
+	if x != nil {
+		return x.PresentmentCurrency
+	}
+	return ""
+}
+
+func (x *Order) GetMode() string {
+	if x != nil {
+		return x.Mode
+	}
+	return ""
+}
+
+func (x *Order) GetPaymentRequired() bool {
+	if x != nil && x.PaymentRequired != nil {
+		return *x.PaymentRequired
+	}
+	return false
+}
+
+func (x *Order) GetBillingReason() string {
+	if x != nil {
+		return x.BillingReason
+	}
+	return ""
+}
+
+func (x *Order) GetShipOnAuthorization() bool {
+	if x != nil {
+		return x.ShipOnAuthorization
+	}
+	return false
+}
+
+func (x *Order) GetCaptureBeforeTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CaptureBeforeTime
+	}
+	return nil
+}
+
+func (x *Order) GetPaymentUnclear() bool {
+	if x != nil {
+		return x.PaymentUnclear
+	}
+	return false
+}
+
+func (x *Order) GetCreditNotes() []*CreditNote {
+	if x != nil {
+		return x.CreditNotes
+	}
+	return nil
+}
+
 func (x *Order) GetSettleTime() *timestamppb.Timestamp {
 	if x != nil {
 		return x.SettleTime
@@ -1292,7 +1575,8 @@ func (x *Order) GetOmittedContent() OmittedContent {
 // `receipt_email`).
 type Customer struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The Stripe Customer id (`cus_…`). Empty for a guest.
+	// The Stripe Customer id (`cus_…`), or the id of the account that buys
+	// (`acct_…`; Stripe: `customer_account`). Empty for a guest.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// The buyer's name.
 	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
@@ -1301,7 +1585,22 @@ type Customer struct {
 	// The buyer's telephone number, as typed or in E.164.
 	Phone string `protobuf:"bytes,4,opt,name=phone,proto3" json:"phone,omitempty"`
 	// The billing address. Unset when Stripe sent none.
-	Address       *Address `protobuf:"bytes,5,opt,name=address,proto3" json:"address,omitempty"`
+	Address *Address `protobuf:"bytes,5,opt,name=address,proto3" json:"address,omitempty"`
+	// The name of the business that buys (Stripe: Session
+	// `customer_details.business_name`, or `collected_information.business_name`).
+	// Empty when Stripe sent none.
+	BusinessName string `protobuf:"bytes,6,opt,name=business_name,json=businessName,proto3" json:"business_name,omitempty"`
+	// The name of the person who buys (Stripe: Session
+	// `customer_details.individual_name`, or
+	// `collected_information.individual_name`). Empty when Stripe sent none.
+	IndividualName string `protobuf:"bytes,7,opt,name=individual_name,json=individualName,proto3" json:"individual_name,omitempty"`
+	// The buyer's tax ids (Stripe: Session `customer_details.tax_ids`, Invoice
+	// `customer_tax_ids`). At most 100.
+	TaxIds []*TaxId `protobuf:"bytes,8,rep,name=tax_ids,json=taxIds,proto3" json:"tax_ids,omitempty"`
+	// The buyer's tax exemption, in Stripe's word: `none`, `exempt` or `reverse`
+	// (Stripe: Session `customer_details.tax_exempt`, Invoice
+	// `customer_tax_exempt`). Empty when Stripe sent none.
+	TaxExempt     string `protobuf:"bytes,9,opt,name=tax_exempt,json=taxExempt,proto3" json:"tax_exempt,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1371,23 +1670,111 @@ func (x *Customer) GetAddress() *Address {
 	return nil
 }
 
+func (x *Customer) GetBusinessName() string {
+	if x != nil {
+		return x.BusinessName
+	}
+	return ""
+}
+
+func (x *Customer) GetIndividualName() string {
+	if x != nil {
+		return x.IndividualName
+	}
+	return ""
+}
+
+func (x *Customer) GetTaxIds() []*TaxId {
+	if x != nil {
+		return x.TaxIds
+	}
+	return nil
+}
+
+func (x *Customer) GetTaxExempt() string {
+	if x != nil {
+		return x.TaxExempt
+	}
+	return ""
+}
+
+// TaxId is a buyer's tax id, as needed on customs papers.
+type TaxId struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The type of the id, in Stripe's word, such as `eu_vat`.
+	Type string `protobuf:"bytes,1,opt,name=type,proto3" json:"type,omitempty"`
+	// The id. Empty when Stripe sent none.
+	Value         string `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TaxId) Reset() {
+	*x = TaxId{}
+	mi := &file_ordergate_v1_order_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TaxId) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TaxId) ProtoMessage() {}
+
+func (x *TaxId) ProtoReflect() protoreflect.Message {
+	mi := &file_ordergate_v1_order_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TaxId.ProtoReflect.Descriptor instead.
+func (*TaxId) Descriptor() ([]byte, []int) {
+	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *TaxId) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *TaxId) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
 // Shipping is where the goods go.
 type Shipping struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The recipient's name. Empty when Stripe sent none.
+	// The recipient's name; the buyer's name if the ship-to has none. Empty when
+	// Stripe sent neither.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// The recipient's telephone number for the carrier; from the API version
 	// 2025-03-31.basil on it is the customer's. Empty when none was collected.
 	Phone string `protobuf:"bytes,2,opt,name=phone,proto3" json:"phone,omitempty"`
 	// The address. Always set.
-	Address       *Address `protobuf:"bytes,3,opt,name=address,proto3" json:"address,omitempty"`
+	Address *Address `protobuf:"bytes,3,opt,name=address,proto3" json:"address,omitempty"`
+	// The business to name on the label (Stripe: Session
+	// `collected_information.business_name`, or `customer_details.business_name`).
+	// Empty when Stripe sent none.
+	BusinessName  string `protobuf:"bytes,4,opt,name=business_name,json=businessName,proto3" json:"business_name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Shipping) Reset() {
 	*x = Shipping{}
-	mi := &file_ordergate_v1_order_proto_msgTypes[2]
+	mi := &file_ordergate_v1_order_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1399,7 +1786,7 @@ func (x *Shipping) String() string {
 func (*Shipping) ProtoMessage() {}
 
 func (x *Shipping) ProtoReflect() protoreflect.Message {
-	mi := &file_ordergate_v1_order_proto_msgTypes[2]
+	mi := &file_ordergate_v1_order_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1412,7 +1799,7 @@ func (x *Shipping) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Shipping.ProtoReflect.Descriptor instead.
 func (*Shipping) Descriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{2}
+	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Shipping) GetName() string {
@@ -1434,6 +1821,13 @@ func (x *Shipping) GetAddress() *Address {
 		return x.Address
 	}
 	return nil
+}
+
+func (x *Shipping) GetBusinessName() string {
+	if x != nil {
+		return x.BusinessName
+	}
+	return ""
 }
 
 // Address is a postal address, with Stripe's field names. Each field is empty
@@ -1458,7 +1852,7 @@ type Address struct {
 
 func (x *Address) Reset() {
 	*x = Address{}
-	mi := &file_ordergate_v1_order_proto_msgTypes[3]
+	mi := &file_ordergate_v1_order_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1470,7 +1864,7 @@ func (x *Address) String() string {
 func (*Address) ProtoMessage() {}
 
 func (x *Address) ProtoReflect() protoreflect.Message {
-	mi := &file_ordergate_v1_order_proto_msgTypes[3]
+	mi := &file_ordergate_v1_order_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1483,7 +1877,7 @@ func (x *Address) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Address.ProtoReflect.Descriptor instead.
 func (*Address) Descriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{3}
+	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Address) GetLine1() string {
@@ -1537,16 +1931,25 @@ type ShippingRate struct {
 	// order's currency (Stripe: `shipping_cost.amount_total`). Unset when Stripe
 	// did not say.
 	Amount *int64 `protobuf:"varint,2,opt,name=amount,proto3,oneof" json:"amount,omitempty"`
-	// The name the buyer saw, such as `Express`. Empty when the event carries
-	// only the rate's id.
-	DisplayName   string `protobuf:"bytes,3,opt,name=display_name,json=displayName,proto3" json:"display_name,omitempty"`
+	// The name the buyer saw, such as `Express`. Empty if the event carries only
+	// the rate's id and the gateway has no Stripe API key.
+	DisplayName string `protobuf:"bytes,3,opt,name=display_name,json=displayName,proto3" json:"display_name,omitempty"`
+	// The estimated time of delivery (Stripe: ShippingRate `delivery_estimate`).
+	// Unset if the shop gave none, or the gateway has no Stripe API key.
+	DeliveryEstimate *DeliveryEstimate `protobuf:"bytes,4,opt,name=delivery_estimate,json=deliveryEstimate,proto3" json:"delivery_estimate,omitempty"`
+	// The shop's own key–value pairs on the rate (Stripe: ShippingRate
+	// `metadata`). Empty if the gateway has no Stripe API key.
+	Metadata map[string]string `protobuf:"bytes,5,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// The Stripe TaxCode id (`txcd_…`; Stripe: ShippingRate `tax_code`). Empty if
+	// there is none, or the gateway has no Stripe API key.
+	TaxCode       string `protobuf:"bytes,6,opt,name=tax_code,json=taxCode,proto3" json:"tax_code,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ShippingRate) Reset() {
 	*x = ShippingRate{}
-	mi := &file_ordergate_v1_order_proto_msgTypes[4]
+	mi := &file_ordergate_v1_order_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1558,7 +1961,7 @@ func (x *ShippingRate) String() string {
 func (*ShippingRate) ProtoMessage() {}
 
 func (x *ShippingRate) ProtoReflect() protoreflect.Message {
-	mi := &file_ordergate_v1_order_proto_msgTypes[4]
+	mi := &file_ordergate_v1_order_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1571,7 +1974,7 @@ func (x *ShippingRate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShippingRate.ProtoReflect.Descriptor instead.
 func (*ShippingRate) Descriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{4}
+	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ShippingRate) GetId() string {
@@ -1595,6 +1998,138 @@ func (x *ShippingRate) GetDisplayName() string {
 	return ""
 }
 
+func (x *ShippingRate) GetDeliveryEstimate() *DeliveryEstimate {
+	if x != nil {
+		return x.DeliveryEstimate
+	}
+	return nil
+}
+
+func (x *ShippingRate) GetMetadata() map[string]string {
+	if x != nil {
+		return x.Metadata
+	}
+	return nil
+}
+
+func (x *ShippingRate) GetTaxCode() string {
+	if x != nil {
+		return x.TaxCode
+	}
+	return ""
+}
+
+// DeliveryEstimate is the estimated time from the order to its delivery.
+type DeliveryEstimate struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The lower bound. Unset if there is none.
+	Minimum *DeliveryEstimateBound `protobuf:"bytes,1,opt,name=minimum,proto3" json:"minimum,omitempty"`
+	// The upper bound. Unset if there is none.
+	Maximum       *DeliveryEstimateBound `protobuf:"bytes,2,opt,name=maximum,proto3" json:"maximum,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeliveryEstimate) Reset() {
+	*x = DeliveryEstimate{}
+	mi := &file_ordergate_v1_order_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeliveryEstimate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeliveryEstimate) ProtoMessage() {}
+
+func (x *DeliveryEstimate) ProtoReflect() protoreflect.Message {
+	mi := &file_ordergate_v1_order_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeliveryEstimate.ProtoReflect.Descriptor instead.
+func (*DeliveryEstimate) Descriptor() ([]byte, []int) {
+	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *DeliveryEstimate) GetMinimum() *DeliveryEstimateBound {
+	if x != nil {
+		return x.Minimum
+	}
+	return nil
+}
+
+func (x *DeliveryEstimate) GetMaximum() *DeliveryEstimateBound {
+	if x != nil {
+		return x.Maximum
+	}
+	return nil
+}
+
+// DeliveryEstimateBound is a bound of a delivery estimate.
+type DeliveryEstimateBound struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The unit, in Stripe's word: `hour`, `day`, `business_day`, `week` or
+	// `month`.
+	Unit string `protobuf:"bytes,1,opt,name=unit,proto3" json:"unit,omitempty"`
+	// The number of units.
+	Value         int64 `protobuf:"varint,2,opt,name=value,proto3" json:"value,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeliveryEstimateBound) Reset() {
+	*x = DeliveryEstimateBound{}
+	mi := &file_ordergate_v1_order_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeliveryEstimateBound) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeliveryEstimateBound) ProtoMessage() {}
+
+func (x *DeliveryEstimateBound) ProtoReflect() protoreflect.Message {
+	mi := &file_ordergate_v1_order_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeliveryEstimateBound.ProtoReflect.Descriptor instead.
+func (*DeliveryEstimateBound) Descriptor() ([]byte, []int) {
+	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *DeliveryEstimateBound) GetUnit() string {
+	if x != nil {
+		return x.Unit
+	}
+	return ""
+}
+
+func (x *DeliveryEstimateBound) GetValue() int64 {
+	if x != nil {
+		return x.Value
+	}
+	return 0
+}
+
 // Amounts are an order's totals, each in minor units of the order's currency,
 // and each unset when Stripe did not say.
 type Amounts struct {
@@ -1613,7 +2148,8 @@ type Amounts struct {
 	// `total_taxes`).
 	Tax *int64 `protobuf:"varint,4,opt,name=tax,proto3,oneof" json:"tax,omitempty"`
 	// Of all discounts, as a positive number (Stripe:
-	// `total_details.amount_discount`; Invoice `total_discount_amounts`).
+	// `total_details.amount_discount`; Invoice `total_discount_amounts`). Negative
+	// if prorations take back more than the discounts grant; so may be `tax`.
 	Discount *int64 `protobuf:"varint,5,opt,name=discount,proto3,oneof" json:"discount,omitempty"`
 	// Given back to the buyer so far, refunds that are under way included and
 	// failed ones not. Unset while nothing was. It is the sum over the charges of
@@ -1626,16 +2162,21 @@ type Amounts struct {
 	// so that neither the order nor the repetition of events matters. What was
 	// refunded in another currency than the order's is not in it: see `refunds`.
 	Refunded *int64 `protobuf:"varint,6,opt,name=refunded,proto3,oneof" json:"refunded,omitempty"`
-	// What the buyer paid at last, where Stripe tells it apart from the total: a
-	// customer's credit may have paid a part (Stripe: Invoice `amount_paid`).
-	Paid          *int64 `protobuf:"varint,7,opt,name=paid,proto3,oneof" json:"paid,omitempty"`
+	// The sum the buyer paid, if Stripe states it separately from the total: the
+	// captured sum, or the rest after a customer's credit (Stripe: Invoice
+	// `amount_paid`; for other sources the same as `captured`).
+	Paid *int64 `protobuf:"varint,7,opt,name=paid,proto3,oneof" json:"paid,omitempty"`
+	// The captured sum of all `charges` (Stripe: Charge `amount_captured`,
+	// PaymentIntent `amount_received`). The uncaptured rest of a charge is not a
+	// refund. Unset if no event stated a captured sum.
+	Captured      *int64 `protobuf:"varint,8,opt,name=captured,proto3,oneof" json:"captured,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Amounts) Reset() {
 	*x = Amounts{}
-	mi := &file_ordergate_v1_order_proto_msgTypes[5]
+	mi := &file_ordergate_v1_order_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1647,7 +2188,7 @@ func (x *Amounts) String() string {
 func (*Amounts) ProtoMessage() {}
 
 func (x *Amounts) ProtoReflect() protoreflect.Message {
-	mi := &file_ordergate_v1_order_proto_msgTypes[5]
+	mi := &file_ordergate_v1_order_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1660,7 +2201,7 @@ func (x *Amounts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Amounts.ProtoReflect.Descriptor instead.
 func (*Amounts) Descriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{5}
+	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Amounts) GetSubtotal() int64 {
@@ -1712,6 +2253,13 @@ func (x *Amounts) GetPaid() int64 {
 	return 0
 }
 
+func (x *Amounts) GetCaptured() int64 {
+	if x != nil && x.Captured != nil {
+		return *x.Captured
+	}
+	return 0
+}
+
 // Discount is a coupon or promotion code that was applied.
 type Discount struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1725,7 +2273,7 @@ type Discount struct {
 
 func (x *Discount) Reset() {
 	*x = Discount{}
-	mi := &file_ordergate_v1_order_proto_msgTypes[6]
+	mi := &file_ordergate_v1_order_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1737,7 +2285,7 @@ func (x *Discount) String() string {
 func (*Discount) ProtoMessage() {}
 
 func (x *Discount) ProtoReflect() protoreflect.Message {
-	mi := &file_ordergate_v1_order_proto_msgTypes[6]
+	mi := &file_ordergate_v1_order_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1750,7 +2298,7 @@ func (x *Discount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Discount.ProtoReflect.Descriptor instead.
 func (*Discount) Descriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{6}
+	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Discount) GetCoupon() string {
@@ -1783,7 +2331,7 @@ type CustomField struct {
 
 func (x *CustomField) Reset() {
 	*x = CustomField{}
-	mi := &file_ordergate_v1_order_proto_msgTypes[7]
+	mi := &file_ordergate_v1_order_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1795,7 +2343,7 @@ func (x *CustomField) String() string {
 func (*CustomField) ProtoMessage() {}
 
 func (x *CustomField) ProtoReflect() protoreflect.Message {
-	mi := &file_ordergate_v1_order_proto_msgTypes[7]
+	mi := &file_ordergate_v1_order_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1808,7 +2356,7 @@ func (x *CustomField) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CustomField.ProtoReflect.Descriptor instead.
 func (*CustomField) Descriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{7}
+	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *CustomField) GetKey() string {
@@ -1854,7 +2402,7 @@ type StripeReferences struct {
 
 func (x *StripeReferences) Reset() {
 	*x = StripeReferences{}
-	mi := &file_ordergate_v1_order_proto_msgTypes[8]
+	mi := &file_ordergate_v1_order_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1866,7 +2414,7 @@ func (x *StripeReferences) String() string {
 func (*StripeReferences) ProtoMessage() {}
 
 func (x *StripeReferences) ProtoReflect() protoreflect.Message {
-	mi := &file_ordergate_v1_order_proto_msgTypes[8]
+	mi := &file_ordergate_v1_order_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1879,7 +2427,7 @@ func (x *StripeReferences) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StripeReferences.ProtoReflect.Descriptor instead.
 func (*StripeReferences) Descriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{8}
+	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *StripeReferences) GetCheckoutSession() string {
@@ -1929,7 +2477,8 @@ type LineItem struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The Stripe line item id (`li_…`, `il_…`).
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// How many pieces. Unset when Stripe did not say.
+	// How many pieces. Unset when Stripe sent none, or the quantity is not a whole
+	// number: see `quantity_decimal`.
 	Quantity *int64 `protobuf:"varint,2,opt,name=quantity,proto3,oneof" json:"quantity,omitempty"`
 	// The text the buyer saw. Empty when Stripe sent none.
 	Description string `protobuf:"bytes,3,opt,name=description,proto3" json:"description,omitempty"`
@@ -1946,14 +2495,33 @@ type LineItem struct {
 	// Of taxes, in minor units of the order's currency.
 	AmountTax *int64 `protobuf:"varint,9,opt,name=amount_tax,json=amountTax,proto3,oneof" json:"amount_tax,omitempty"`
 	// The shop's own key–value pairs on the line.
-	Metadata      map[string]string `protobuf:"bytes,10,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Metadata map[string]string `protobuf:"bytes,10,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// The price, which is the variant of the product that was bought: sizes and
+	// colors are Prices of one Product. Unset when Stripe names none.
+	PriceDetails *PriceDetails `protobuf:"bytes,11,opt,name=price_details,json=priceDetails,proto3" json:"price_details,omitempty"`
+	// The exact quantity as a decimal number, such as `1.5` (Stripe:
+	// `quantity_decimal`, or a `quantity` that is not whole). Empty when Stripe
+	// sent only a whole `quantity`.
+	QuantityDecimal string `protobuf:"bytes,12,opt,name=quantity_decimal,json=quantityDecimal,proto3" json:"quantity_decimal,omitempty"`
+	// True if the line is a proration after a change of the subscription: money,
+	// not goods. There is nothing to pack for it; its amounts may be negative
+	// (Stripe: `proration`; since 2025-03-31.basil
+	// `parent.subscription_item_details.proration` or
+	// `parent.invoice_item_details.proration`).
+	Proration bool `protobuf:"varint,13,opt,name=proration,proto3" json:"proration,omitempty"`
+	// The beginning of the period that the line is for, in UTC (Stripe: Invoice
+	// line `period.start`). Unset for a Session's line.
+	PeriodStartTime *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=period_start_time,json=periodStartTime,proto3" json:"period_start_time,omitempty"`
+	// The end of the period that the line is for, in UTC (Stripe: Invoice line
+	// `period.end`). Unset for a Session's line.
+	PeriodEndTime *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=period_end_time,json=periodEndTime,proto3" json:"period_end_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *LineItem) Reset() {
 	*x = LineItem{}
-	mi := &file_ordergate_v1_order_proto_msgTypes[9]
+	mi := &file_ordergate_v1_order_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1965,7 +2533,7 @@ func (x *LineItem) String() string {
 func (*LineItem) ProtoMessage() {}
 
 func (x *LineItem) ProtoReflect() protoreflect.Message {
-	mi := &file_ordergate_v1_order_proto_msgTypes[9]
+	mi := &file_ordergate_v1_order_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1978,7 +2546,7 @@ func (x *LineItem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LineItem.ProtoReflect.Descriptor instead.
 func (*LineItem) Descriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{9}
+	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *LineItem) GetId() string {
@@ -2051,6 +2619,118 @@ func (x *LineItem) GetMetadata() map[string]string {
 	return nil
 }
 
+func (x *LineItem) GetPriceDetails() *PriceDetails {
+	if x != nil {
+		return x.PriceDetails
+	}
+	return nil
+}
+
+func (x *LineItem) GetQuantityDecimal() string {
+	if x != nil {
+		return x.QuantityDecimal
+	}
+	return ""
+}
+
+func (x *LineItem) GetProration() bool {
+	if x != nil {
+		return x.Proration
+	}
+	return false
+}
+
+func (x *LineItem) GetPeriodStartTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.PeriodStartTime
+	}
+	return nil
+}
+
+func (x *LineItem) GetPeriodEndTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.PeriodEndTime
+	}
+	return nil
+}
+
+// PriceDetails is a Price of a Product. https://docs.stripe.com/api/prices/object
+type PriceDetails struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The Stripe Price id (`price_…`). Always set.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// The shop's own key for the price (Stripe: `lookup_key`). Empty if the shop
+	// gave none, or only the id is known because the gateway has no Stripe API
+	// key.
+	LookupKey string `protobuf:"bytes,2,opt,name=lookup_key,json=lookupKey,proto3" json:"lookup_key,omitempty"`
+	// The shop's name for the price, hidden from buyers (Stripe: `nickname`).
+	// Empty as `lookup_key` is.
+	Nickname string `protobuf:"bytes,3,opt,name=nickname,proto3" json:"nickname,omitempty"`
+	// The shop's own key–value pairs on the price: the place for a variant's SKU
+	// (Stripe: `metadata`). Empty as `lookup_key` is.
+	Metadata      map[string]string `protobuf:"bytes,4,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PriceDetails) Reset() {
+	*x = PriceDetails{}
+	mi := &file_ordergate_v1_order_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PriceDetails) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PriceDetails) ProtoMessage() {}
+
+func (x *PriceDetails) ProtoReflect() protoreflect.Message {
+	mi := &file_ordergate_v1_order_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PriceDetails.ProtoReflect.Descriptor instead.
+func (*PriceDetails) Descriptor() ([]byte, []int) {
+	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *PriceDetails) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *PriceDetails) GetLookupKey() string {
+	if x != nil {
+		return x.LookupKey
+	}
+	return ""
+}
+
+func (x *PriceDetails) GetNickname() string {
+	if x != nil {
+		return x.Nickname
+	}
+	return ""
+}
+
+func (x *PriceDetails) GetMetadata() map[string]string {
+	if x != nil {
+		return x.Metadata
+	}
+	return nil
+}
+
 // Product is a product of the shop's catalogue at Stripe.
 type Product struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2071,13 +2751,19 @@ type Product struct {
 	// True when nothing but `id` is known of the product: it was read from an
 	// invoice, which names it only, and the gateway has no Stripe API key.
 	ReferenceOnly bool `protobuf:"varint,8,opt,name=reference_only,json=referenceOnly,proto3" json:"reference_only,omitempty"`
+	// The description the buyer saw (Stripe: Product `description`). Empty when
+	// Stripe sent none.
+	Description string `protobuf:"bytes,9,opt,name=description,proto3" json:"description,omitempty"`
+	// The address of the product's page (Stripe: Product `url`). Empty when Stripe
+	// sent none.
+	Url           string `protobuf:"bytes,10,opt,name=url,proto3" json:"url,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Product) Reset() {
 	*x = Product{}
-	mi := &file_ordergate_v1_order_proto_msgTypes[10]
+	mi := &file_ordergate_v1_order_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2089,7 +2775,7 @@ func (x *Product) String() string {
 func (*Product) ProtoMessage() {}
 
 func (x *Product) ProtoReflect() protoreflect.Message {
-	mi := &file_ordergate_v1_order_proto_msgTypes[10]
+	mi := &file_ordergate_v1_order_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2102,7 +2788,7 @@ func (x *Product) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Product.ProtoReflect.Descriptor instead.
 func (*Product) Descriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{10}
+	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Product) GetId() string {
@@ -2161,6 +2847,20 @@ func (x *Product) GetReferenceOnly() bool {
 	return false
 }
 
+func (x *Product) GetDescription() string {
+	if x != nil {
+		return x.Description
+	}
+	return ""
+}
+
+func (x *Product) GetUrl() string {
+	if x != nil {
+		return x.Url
+	}
+	return ""
+}
+
 // PackageDimensions are a product's size and weight for shipping.
 type PackageDimensions struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2178,7 +2878,7 @@ type PackageDimensions struct {
 
 func (x *PackageDimensions) Reset() {
 	*x = PackageDimensions{}
-	mi := &file_ordergate_v1_order_proto_msgTypes[11]
+	mi := &file_ordergate_v1_order_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2190,7 +2890,7 @@ func (x *PackageDimensions) String() string {
 func (*PackageDimensions) ProtoMessage() {}
 
 func (x *PackageDimensions) ProtoReflect() protoreflect.Message {
-	mi := &file_ordergate_v1_order_proto_msgTypes[11]
+	mi := &file_ordergate_v1_order_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2203,7 +2903,7 @@ func (x *PackageDimensions) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PackageDimensions.ProtoReflect.Descriptor instead.
 func (*PackageDimensions) Descriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{11}
+	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *PackageDimensions) GetHeight() float64 {
@@ -2251,14 +2951,27 @@ type Refund struct {
 	// or `expired_uncaptured_charge`. Empty when the shop gave no reason.
 	Reason string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
 	// The Charge that is refunded (`ch_…`, `py_…`). Empty when Stripe sent none.
-	Charge        string `protobuf:"bytes,6,opt,name=charge,proto3" json:"charge,omitempty"`
+	Charge string `protobuf:"bytes,6,opt,name=charge,proto3" json:"charge,omitempty"`
+	// The shop's own key–value pairs on the refund (Stripe: `metadata`). If events
+	// differ in the value of a key, the greater value counts.
+	Metadata map[string]string `protobuf:"bytes,7,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// The description the buyer saw (Stripe: `description`). Empty when Stripe
+	// sent none.
+	Description string `protobuf:"bytes,8,opt,name=description,proto3" json:"description,omitempty"`
+	// Why the refund failed, in Stripe's word, such as
+	// `expired_or_canceled_card` (Stripe: `failure_reason`). Empty unless it
+	// failed.
+	FailureReason string `protobuf:"bytes,9,opt,name=failure_reason,json=failureReason,proto3" json:"failure_reason,omitempty"`
+	// When the refund was created at Stripe, in UTC, to the second (Stripe:
+	// `created`). Unset when Stripe sent none.
+	CreateTime    *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Refund) Reset() {
 	*x = Refund{}
-	mi := &file_ordergate_v1_order_proto_msgTypes[12]
+	mi := &file_ordergate_v1_order_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2270,7 +2983,7 @@ func (x *Refund) String() string {
 func (*Refund) ProtoMessage() {}
 
 func (x *Refund) ProtoReflect() protoreflect.Message {
-	mi := &file_ordergate_v1_order_proto_msgTypes[12]
+	mi := &file_ordergate_v1_order_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2283,7 +2996,7 @@ func (x *Refund) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refund.ProtoReflect.Descriptor instead.
 func (*Refund) Descriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{12}
+	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Refund) GetId() string {
@@ -2328,6 +3041,34 @@ func (x *Refund) GetCharge() string {
 	return ""
 }
 
+func (x *Refund) GetMetadata() map[string]string {
+	if x != nil {
+		return x.Metadata
+	}
+	return nil
+}
+
+func (x *Refund) GetDescription() string {
+	if x != nil {
+		return x.Description
+	}
+	return ""
+}
+
+func (x *Refund) GetFailureReason() string {
+	if x != nil {
+		return x.FailureReason
+	}
+	return ""
+}
+
+func (x *Refund) GetCreateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreateTime
+	}
+	return nil
+}
+
 // Dispute is a buyer's dispute over the charge with their bank.
 // https://docs.stripe.com/api/disputes/object
 type Dispute struct {
@@ -2343,14 +3084,23 @@ type Dispute struct {
 	State DisputeState `protobuf:"varint,4,opt,name=state,proto3,enum=ordergate.v1.DisputeState" json:"state,omitempty"`
 	// What the buyer claims, in Stripe's word, such as `fraudulent` or
 	// `product_not_received`. Empty when Stripe sent none.
-	Reason        string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	Reason string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	// The disputed Charge (`ch_…`, `py_…`; Stripe: `charge`). Empty when Stripe
+	// sent none.
+	Charge string `protobuf:"bytes,6,opt,name=charge,proto3" json:"charge,omitempty"`
+	// The latest time for the shop's evidence, such as a proof of delivery, in UTC
+	// (Stripe: `evidence_details.due_by`). Unset when Stripe sent none.
+	EvidenceDueTime *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=evidence_due_time,json=evidenceDueTime,proto3" json:"evidence_due_time,omitempty"`
+	// When the dispute was created at Stripe, in UTC, to the second (Stripe:
+	// `created`). Unset when Stripe sent none.
+	CreateTime    *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Dispute) Reset() {
 	*x = Dispute{}
-	mi := &file_ordergate_v1_order_proto_msgTypes[13]
+	mi := &file_ordergate_v1_order_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2362,7 +3112,7 @@ func (x *Dispute) String() string {
 func (*Dispute) ProtoMessage() {}
 
 func (x *Dispute) ProtoReflect() protoreflect.Message {
-	mi := &file_ordergate_v1_order_proto_msgTypes[13]
+	mi := &file_ordergate_v1_order_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2375,7 +3125,7 @@ func (x *Dispute) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Dispute.ProtoReflect.Descriptor instead.
 func (*Dispute) Descriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{13}
+	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Dispute) GetId() string {
@@ -2413,6 +3163,27 @@ func (x *Dispute) GetReason() string {
 	return ""
 }
 
+func (x *Dispute) GetCharge() string {
+	if x != nil {
+		return x.Charge
+	}
+	return ""
+}
+
+func (x *Dispute) GetEvidenceDueTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.EvidenceDueTime
+	}
+	return nil
+}
+
+func (x *Dispute) GetCreateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreateTime
+	}
+	return nil
+}
+
 // Review is a payment that someone at the shop is to look at.
 // https://docs.stripe.com/api/radar/reviews/object
 type Review struct {
@@ -2430,7 +3201,7 @@ type Review struct {
 
 func (x *Review) Reset() {
 	*x = Review{}
-	mi := &file_ordergate_v1_order_proto_msgTypes[14]
+	mi := &file_ordergate_v1_order_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2442,7 +3213,7 @@ func (x *Review) String() string {
 func (*Review) ProtoMessage() {}
 
 func (x *Review) ProtoReflect() protoreflect.Message {
-	mi := &file_ordergate_v1_order_proto_msgTypes[14]
+	mi := &file_ordergate_v1_order_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2455,7 +3226,7 @@ func (x *Review) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Review.ProtoReflect.Descriptor instead.
 func (*Review) Descriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{14}
+	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Review) GetId() string {
@@ -2498,7 +3269,7 @@ type EarlyFraudWarning struct {
 
 func (x *EarlyFraudWarning) Reset() {
 	*x = EarlyFraudWarning{}
-	mi := &file_ordergate_v1_order_proto_msgTypes[15]
+	mi := &file_ordergate_v1_order_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2510,7 +3281,7 @@ func (x *EarlyFraudWarning) String() string {
 func (*EarlyFraudWarning) ProtoMessage() {}
 
 func (x *EarlyFraudWarning) ProtoReflect() protoreflect.Message {
-	mi := &file_ordergate_v1_order_proto_msgTypes[15]
+	mi := &file_ordergate_v1_order_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2523,7 +3294,7 @@ func (x *EarlyFraudWarning) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EarlyFraudWarning.ProtoReflect.Descriptor instead.
 func (*EarlyFraudWarning) Descriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{15}
+	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *EarlyFraudWarning) GetId() string {
@@ -2547,7 +3318,7 @@ func (x *EarlyFraudWarning) GetSettled() bool {
 	return false
 }
 
-// Charge is what a charge tells about its refunds.
+// Charge is one attempt to collect the money.
 // https://docs.stripe.com/api/charges/object
 type Charge struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2559,15 +3330,25 @@ type Charge struct {
 	// none; it is then the order's.
 	Currency string `protobuf:"bytes,3,opt,name=currency,proto3" json:"currency,omitempty"`
 	// The largest refunded sum that the charge ever told (Stripe:
-	// `amount_refunded`). Refunds that failed since are still in it.
+	// `amount_refunded`). Refunds that failed since are still in it, and so may be
+	// the part that was never captured.
 	AmountRefunded int64 `protobuf:"varint,4,opt,name=amount_refunded,json=amountRefunded,proto3" json:"amount_refunded,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// The largest captured sum, in minor units of `currency` (Stripe:
+	// `amount_captured`; PaymentIntent `amount_received`). Unset if no event
+	// stated it.
+	AmountCaptured *int64 `protobuf:"varint,5,opt,name=amount_captured,json=amountCaptured,proto3,oneof" json:"amount_captured,omitempty"`
+	// True once all of the captured sum was refunded (Stripe: `refunded`). Refunds
+	// that failed since do not change it. Unset if no event stated a refunded sum.
+	Refunded *bool `protobuf:"varint,6,opt,name=refunded,proto3,oneof" json:"refunded,omitempty"`
+	// How far the charge got. Unspecified if no event stated it.
+	State         ChargeState `protobuf:"varint,7,opt,name=state,proto3,enum=ordergate.v1.ChargeState" json:"state,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Charge) Reset() {
 	*x = Charge{}
-	mi := &file_ordergate_v1_order_proto_msgTypes[16]
+	mi := &file_ordergate_v1_order_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2579,7 +3360,7 @@ func (x *Charge) String() string {
 func (*Charge) ProtoMessage() {}
 
 func (x *Charge) ProtoReflect() protoreflect.Message {
-	mi := &file_ordergate_v1_order_proto_msgTypes[16]
+	mi := &file_ordergate_v1_order_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2592,7 +3373,7 @@ func (x *Charge) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Charge.ProtoReflect.Descriptor instead.
 func (*Charge) Descriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{16}
+	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Charge) GetId() string {
@@ -2623,6 +3404,227 @@ func (x *Charge) GetAmountRefunded() int64 {
 	return 0
 }
 
+func (x *Charge) GetAmountCaptured() int64 {
+	if x != nil && x.AmountCaptured != nil {
+		return *x.AmountCaptured
+	}
+	return 0
+}
+
+func (x *Charge) GetRefunded() bool {
+	if x != nil && x.Refunded != nil {
+		return *x.Refunded
+	}
+	return false
+}
+
+func (x *Charge) GetState() ChargeState {
+	if x != nil {
+		return x.State
+	}
+	return ChargeState_CHARGE_STATE_UNSPECIFIED
+}
+
+// CreditNote reduces the amount of an invoice. The money may go back to the buyer as
+// a refund, or to the customer's balance.
+// https://docs.stripe.com/api/credit_notes/object
+type CreditNote struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The Stripe CreditNote id (`cn_…`).
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// The credited sum with taxes, in minor units of `currency` (Stripe: `total`,
+	// or `amount`).
+	Amount int64 `protobuf:"varint,2,opt,name=amount,proto3" json:"amount,omitempty"`
+	// The three-letter code in lower case of the currency. Empty when Stripe sent
+	// none; it is then the order's.
+	Currency string `protobuf:"bytes,3,opt,name=currency,proto3" json:"currency,omitempty"`
+	// Whether the credit note is valid.
+	State CreditNoteState `protobuf:"varint,4,opt,name=state,proto3,enum=ordergate.v1.CreditNoteState" json:"state,omitempty"`
+	// Why, in Stripe's word: `duplicate`, `fraudulent`, `order_change` or
+	// `product_unsatisfactory`. Empty when the shop gave no reason.
+	Reason string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	// The credited lines, at most 20: see `lines_truncated`.
+	Lines []*CreditNoteLine `protobuf:"bytes,6,rep,name=lines,proto3" json:"lines,omitempty"`
+	// True if the credit note has more lines (Stripe: `lines.has_more`).
+	LinesTruncated bool `protobuf:"varint,7,opt,name=lines_truncated,json=linesTruncated,proto3" json:"lines_truncated,omitempty"`
+	// When the credit note was created at Stripe, in UTC, to the second (Stripe:
+	// `created`). Unset when Stripe sent none.
+	CreateTime    *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreditNote) Reset() {
+	*x = CreditNote{}
+	mi := &file_ordergate_v1_order_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreditNote) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreditNote) ProtoMessage() {}
+
+func (x *CreditNote) ProtoReflect() protoreflect.Message {
+	mi := &file_ordergate_v1_order_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreditNote.ProtoReflect.Descriptor instead.
+func (*CreditNote) Descriptor() ([]byte, []int) {
+	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *CreditNote) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *CreditNote) GetAmount() int64 {
+	if x != nil {
+		return x.Amount
+	}
+	return 0
+}
+
+func (x *CreditNote) GetCurrency() string {
+	if x != nil {
+		return x.Currency
+	}
+	return ""
+}
+
+func (x *CreditNote) GetState() CreditNoteState {
+	if x != nil {
+		return x.State
+	}
+	return CreditNoteState_CREDIT_NOTE_STATE_UNSPECIFIED
+}
+
+func (x *CreditNote) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *CreditNote) GetLines() []*CreditNoteLine {
+	if x != nil {
+		return x.Lines
+	}
+	return nil
+}
+
+func (x *CreditNote) GetLinesTruncated() bool {
+	if x != nil {
+		return x.LinesTruncated
+	}
+	return false
+}
+
+func (x *CreditNote) GetCreateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreateTime
+	}
+	return nil
+}
+
+// CreditNoteLine is one credited line.
+type CreditNoteLine struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The Stripe id of the line (`cnli_…`).
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// The credited invoice line (`il_…`; Stripe: `invoice_line_item`), which is a
+	// LineItem.id of an invoice's order. Empty for a line of the shop's own.
+	InvoiceLineItem string `protobuf:"bytes,2,opt,name=invoice_line_item,json=invoiceLineItem,proto3" json:"invoice_line_item,omitempty"`
+	// The credited sum before taxes, in minor units of the credit note's currency
+	// (Stripe: `amount`). Unset when Stripe sent none.
+	Amount *int64 `protobuf:"varint,3,opt,name=amount,proto3,oneof" json:"amount,omitempty"`
+	// How many pieces were credited (Stripe: `quantity`). Unset if the line credits
+	// a sum only.
+	Quantity *int64 `protobuf:"varint,4,opt,name=quantity,proto3,oneof" json:"quantity,omitempty"`
+	// The text of the line (Stripe: `description`). Empty when Stripe sent none.
+	Description   string `protobuf:"bytes,5,opt,name=description,proto3" json:"description,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreditNoteLine) Reset() {
+	*x = CreditNoteLine{}
+	mi := &file_ordergate_v1_order_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreditNoteLine) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreditNoteLine) ProtoMessage() {}
+
+func (x *CreditNoteLine) ProtoReflect() protoreflect.Message {
+	mi := &file_ordergate_v1_order_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreditNoteLine.ProtoReflect.Descriptor instead.
+func (*CreditNoteLine) Descriptor() ([]byte, []int) {
+	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *CreditNoteLine) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *CreditNoteLine) GetInvoiceLineItem() string {
+	if x != nil {
+		return x.InvoiceLineItem
+	}
+	return ""
+}
+
+func (x *CreditNoteLine) GetAmount() int64 {
+	if x != nil && x.Amount != nil {
+		return *x.Amount
+	}
+	return 0
+}
+
+func (x *CreditNoteLine) GetQuantity() int64 {
+	if x != nil && x.Quantity != nil {
+		return *x.Quantity
+	}
+	return 0
+}
+
+func (x *CreditNoteLine) GetDescription() string {
+	if x != nil {
+		return x.Description
+	}
+	return ""
+}
+
 // OperatorHold is an operator's own hold on an order.
 type OperatorHold struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2634,7 +3636,7 @@ type OperatorHold struct {
 
 func (x *OperatorHold) Reset() {
 	*x = OperatorHold{}
-	mi := &file_ordergate_v1_order_proto_msgTypes[17]
+	mi := &file_ordergate_v1_order_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2646,7 +3648,7 @@ func (x *OperatorHold) String() string {
 func (*OperatorHold) ProtoMessage() {}
 
 func (x *OperatorHold) ProtoReflect() protoreflect.Message {
-	mi := &file_ordergate_v1_order_proto_msgTypes[17]
+	mi := &file_ordergate_v1_order_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2659,7 +3661,7 @@ func (x *OperatorHold) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperatorHold.ProtoReflect.Descriptor instead.
 func (*OperatorHold) Descriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{17}
+	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *OperatorHold) GetNote() string {
@@ -2683,7 +3685,7 @@ type HoldRelease struct {
 
 func (x *HoldRelease) Reset() {
 	*x = HoldRelease{}
-	mi := &file_ordergate_v1_order_proto_msgTypes[18]
+	mi := &file_ordergate_v1_order_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2695,7 +3697,7 @@ func (x *HoldRelease) String() string {
 func (*HoldRelease) ProtoMessage() {}
 
 func (x *HoldRelease) ProtoReflect() protoreflect.Message {
-	mi := &file_ordergate_v1_order_proto_msgTypes[18]
+	mi := &file_ordergate_v1_order_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2708,7 +3710,7 @@ func (x *HoldRelease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldRelease.ProtoReflect.Descriptor instead.
 func (*HoldRelease) Descriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{18}
+	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *HoldRelease) GetReason() HoldReason {
@@ -2756,7 +3758,7 @@ type OrderEvent struct {
 
 func (x *OrderEvent) Reset() {
 	*x = OrderEvent{}
-	mi := &file_ordergate_v1_order_proto_msgTypes[19]
+	mi := &file_ordergate_v1_order_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2768,7 +3770,7 @@ func (x *OrderEvent) String() string {
 func (*OrderEvent) ProtoMessage() {}
 
 func (x *OrderEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_ordergate_v1_order_proto_msgTypes[19]
+	mi := &file_ordergate_v1_order_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2781,7 +3783,7 @@ func (x *OrderEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OrderEvent.ProtoReflect.Descriptor instead.
 func (*OrderEvent) Descriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{19}
+	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *OrderEvent) GetId() string {
@@ -2844,7 +3846,7 @@ var File_ordergate_v1_order_proto protoreflect.FileDescriptor
 
 const file_ordergate_v1_order_proto_rawDesc = "" +
 	"\n" +
-	"\x18ordergate/v1/order.proto\x12\fordergate.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf9\x0f\n" +
+	"\x18ordergate/v1/order.proto\x12\fordergate.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa5\x14\n" +
 	"\x05Order\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\x121\n" +
@@ -2887,24 +3889,46 @@ const file_ordergate_v1_order_proto_rawDesc = "" +
 	"\roperator_hold\x18! \x01(\v2\x1a.ordergate.v1.OperatorHoldR\foperatorHold\x12>\n" +
 	"\rhold_releases\x18\" \x03(\v2\x19.ordergate.v1.HoldReleaseR\fholdReleases\x12:\n" +
 	"\vsale_status\x18# \x01(\x0e2\x19.ordergate.v1.OrderStatusR\n" +
-	"saleStatus\x12;\n" +
+	"saleStatus\x120\n" +
+	"\x11currency_exponent\x18$ \x01(\x05H\x01R\x10currencyExponent\x88\x01\x01\x122\n" +
+	"\x12presentment_amount\x18% \x01(\x03H\x02R\x11presentmentAmount\x88\x01\x01\x121\n" +
+	"\x14presentment_currency\x18& \x01(\tR\x13presentmentCurrency\x12\x12\n" +
+	"\x04mode\x18' \x01(\tR\x04mode\x12.\n" +
+	"\x10payment_required\x18( \x01(\bH\x03R\x0fpaymentRequired\x88\x01\x01\x12%\n" +
+	"\x0ebilling_reason\x18) \x01(\tR\rbillingReason\x122\n" +
+	"\x15ship_on_authorization\x18* \x01(\bR\x13shipOnAuthorization\x12J\n" +
+	"\x13capture_before_time\x18+ \x01(\v2\x1a.google.protobuf.TimestampR\x11captureBeforeTime\x12'\n" +
+	"\x0fpayment_unclear\x18, \x01(\bR\x0epaymentUnclear\x12;\n" +
+	"\fcredit_notes\x18- \x03(\v2\x18.ordergate.v1.CreditNoteR\vcreditNotes\x12;\n" +
 	"\vsettle_time\x18< \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"settleTime\x12E\n" +
 	"\x0fomitted_content\x18= \x01(\x0e2\x1c.ordergate.v1.OmittedContentR\x0eomittedContent\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\v\n" +
-	"\t_livemode\"\x8b\x01\n" +
+	"\t_livemodeB\x14\n" +
+	"\x12_currency_exponentB\x15\n" +
+	"\x13_presentment_amountB\x13\n" +
+	"\x11_payment_required\"\xa6\x02\n" +
 	"\bCustomer\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
 	"\x05email\x18\x03 \x01(\tR\x05email\x12\x14\n" +
 	"\x05phone\x18\x04 \x01(\tR\x05phone\x12/\n" +
-	"\aaddress\x18\x05 \x01(\v2\x15.ordergate.v1.AddressR\aaddress\"e\n" +
+	"\aaddress\x18\x05 \x01(\v2\x15.ordergate.v1.AddressR\aaddress\x12#\n" +
+	"\rbusiness_name\x18\x06 \x01(\tR\fbusinessName\x12'\n" +
+	"\x0findividual_name\x18\a \x01(\tR\x0eindividualName\x12,\n" +
+	"\atax_ids\x18\b \x03(\v2\x13.ordergate.v1.TaxIdR\x06taxIds\x12\x1d\n" +
+	"\n" +
+	"tax_exempt\x18\t \x01(\tR\ttaxExempt\"1\n" +
+	"\x05TaxId\x12\x12\n" +
+	"\x04type\x18\x01 \x01(\tR\x04type\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\"\x8a\x01\n" +
 	"\bShipping\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05phone\x18\x02 \x01(\tR\x05phone\x12/\n" +
-	"\aaddress\x18\x03 \x01(\v2\x15.ordergate.v1.AddressR\aaddress\"\x9a\x01\n" +
+	"\aaddress\x18\x03 \x01(\v2\x15.ordergate.v1.AddressR\aaddress\x12#\n" +
+	"\rbusiness_name\x18\x04 \x01(\tR\fbusinessName\"\x9a\x01\n" +
 	"\aAddress\x12\x14\n" +
 	"\x05line1\x18\x01 \x01(\tR\x05line1\x12\x14\n" +
 	"\x05line2\x18\x02 \x01(\tR\x05line2\x12\x12\n" +
@@ -2912,12 +3936,24 @@ const file_ordergate_v1_order_proto_rawDesc = "" +
 	"\x05state\x18\x04 \x01(\tR\x05state\x12\x1f\n" +
 	"\vpostal_code\x18\x05 \x01(\tR\n" +
 	"postalCode\x12\x18\n" +
-	"\acountry\x18\x06 \x01(\tR\acountry\"i\n" +
+	"\acountry\x18\x06 \x01(\tR\acountry\"\xd4\x02\n" +
 	"\fShippingRate\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1b\n" +
 	"\x06amount\x18\x02 \x01(\x03H\x00R\x06amount\x88\x01\x01\x12!\n" +
-	"\fdisplay_name\x18\x03 \x01(\tR\vdisplayNameB\t\n" +
-	"\a_amount\"\xa7\x02\n" +
+	"\fdisplay_name\x18\x03 \x01(\tR\vdisplayName\x12K\n" +
+	"\x11delivery_estimate\x18\x04 \x01(\v2\x1e.ordergate.v1.DeliveryEstimateR\x10deliveryEstimate\x12D\n" +
+	"\bmetadata\x18\x05 \x03(\v2(.ordergate.v1.ShippingRate.MetadataEntryR\bmetadata\x12\x19\n" +
+	"\btax_code\x18\x06 \x01(\tR\ataxCode\x1a;\n" +
+	"\rMetadataEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\t\n" +
+	"\a_amount\"\x90\x01\n" +
+	"\x10DeliveryEstimate\x12=\n" +
+	"\aminimum\x18\x01 \x01(\v2#.ordergate.v1.DeliveryEstimateBoundR\aminimum\x12=\n" +
+	"\amaximum\x18\x02 \x01(\v2#.ordergate.v1.DeliveryEstimateBoundR\amaximum\"A\n" +
+	"\x15DeliveryEstimateBound\x12\x12\n" +
+	"\x04unit\x18\x01 \x01(\tR\x04unit\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value\"\xd5\x02\n" +
 	"\aAmounts\x12\x1f\n" +
 	"\bsubtotal\x18\x01 \x01(\x03H\x00R\bsubtotal\x88\x01\x01\x12\x19\n" +
 	"\x05total\x18\x02 \x01(\x03H\x01R\x05total\x88\x01\x01\x12\x1f\n" +
@@ -2925,14 +3961,16 @@ const file_ordergate_v1_order_proto_rawDesc = "" +
 	"\x03tax\x18\x04 \x01(\x03H\x03R\x03tax\x88\x01\x01\x12\x1f\n" +
 	"\bdiscount\x18\x05 \x01(\x03H\x04R\bdiscount\x88\x01\x01\x12\x1f\n" +
 	"\brefunded\x18\x06 \x01(\x03H\x05R\brefunded\x88\x01\x01\x12\x17\n" +
-	"\x04paid\x18\a \x01(\x03H\x06R\x04paid\x88\x01\x01B\v\n" +
+	"\x04paid\x18\a \x01(\x03H\x06R\x04paid\x88\x01\x01\x12\x1f\n" +
+	"\bcaptured\x18\b \x01(\x03H\aR\bcaptured\x88\x01\x01B\v\n" +
 	"\t_subtotalB\b\n" +
 	"\x06_totalB\v\n" +
 	"\t_shippingB\x06\n" +
 	"\x04_taxB\v\n" +
 	"\t_discountB\v\n" +
 	"\t_refundedB\a\n" +
-	"\x05_paid\"I\n" +
+	"\x05_paidB\v\n" +
+	"\t_captured\"I\n" +
 	"\bDiscount\x12\x16\n" +
 	"\x06coupon\x18\x01 \x01(\tR\x06coupon\x12%\n" +
 	"\x0epromotion_code\x18\x02 \x01(\tR\rpromotionCode\"K\n" +
@@ -2946,7 +3984,7 @@ const file_ordergate_v1_order_proto_rawDesc = "" +
 	"\ainvoice\x18\x03 \x01(\tR\ainvoice\x12\"\n" +
 	"\fsubscription\x18\x04 \x01(\tR\fsubscription\x12\x16\n" +
 	"\x06charge\x18\x05 \x01(\tR\x06charge\x12!\n" +
-	"\fpayment_link\x18\x06 \x01(\tR\vpaymentLink\"\xa0\x04\n" +
+	"\fpayment_link\x18\x06 \x01(\tR\vpaymentLink\"\xb6\x06\n" +
 	"\bLineItem\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1f\n" +
 	"\bquantity\x18\x02 \x01(\x03H\x00R\bquantity\x88\x01\x01\x12 \n" +
@@ -2959,7 +3997,12 @@ const file_ordergate_v1_order_proto_rawDesc = "" +
 	"\n" +
 	"amount_tax\x18\t \x01(\x03H\x04R\tamountTax\x88\x01\x01\x12@\n" +
 	"\bmetadata\x18\n" +
-	" \x03(\v2$.ordergate.v1.LineItem.MetadataEntryR\bmetadata\x1a;\n" +
+	" \x03(\v2$.ordergate.v1.LineItem.MetadataEntryR\bmetadata\x12?\n" +
+	"\rprice_details\x18\v \x01(\v2\x1a.ordergate.v1.PriceDetailsR\fpriceDetails\x12)\n" +
+	"\x10quantity_decimal\x18\f \x01(\tR\x0fquantityDecimal\x12\x1c\n" +
+	"\tproration\x18\r \x01(\bR\tproration\x12F\n" +
+	"\x11period_start_time\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\x0fperiodStartTime\x12B\n" +
+	"\x0fperiod_end_time\x18\x0f \x01(\v2\x1a.google.protobuf.TimestampR\rperiodEndTime\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\v\n" +
@@ -2967,7 +4010,16 @@ const file_ordergate_v1_order_proto_rawDesc = "" +
 	"\x10_amount_subtotalB\x0f\n" +
 	"\r_amount_totalB\x12\n" +
 	"\x10_amount_discountB\r\n" +
-	"\v_amount_tax\"\x86\x03\n" +
+	"\v_amount_tax\"\xdc\x01\n" +
+	"\fPriceDetails\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
+	"\n" +
+	"lookup_key\x18\x02 \x01(\tR\tlookupKey\x12\x1a\n" +
+	"\bnickname\x18\x03 \x01(\tR\bnickname\x12D\n" +
+	"\bmetadata\x18\x04 \x03(\v2(.ordergate.v1.PriceDetails.MetadataEntryR\bmetadata\x1a;\n" +
+	"\rMetadataEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xba\x03\n" +
 	"\aProduct\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12?\n" +
@@ -2976,7 +4028,10 @@ const file_ordergate_v1_order_proto_rawDesc = "" +
 	"\x12package_dimensions\x18\x05 \x01(\v2\x1f.ordergate.v1.PackageDimensionsR\x11packageDimensions\x12\x16\n" +
 	"\x06images\x18\x06 \x03(\tR\x06images\x12\x19\n" +
 	"\btax_code\x18\a \x01(\tR\ataxCode\x12%\n" +
-	"\x0ereference_only\x18\b \x01(\bR\rreferenceOnly\x1a;\n" +
+	"\x0ereference_only\x18\b \x01(\bR\rreferenceOnly\x12 \n" +
+	"\vdescription\x18\t \x01(\tR\vdescription\x12\x10\n" +
+	"\x03url\x18\n" +
+	" \x01(\tR\x03url\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\f\n" +
@@ -2986,20 +4041,33 @@ const file_ordergate_v1_order_proto_rawDesc = "" +
 	"\x06height\x18\x01 \x01(\x01R\x06height\x12\x16\n" +
 	"\x06length\x18\x02 \x01(\x01R\x06length\x12\x14\n" +
 	"\x05width\x18\x03 \x01(\x01R\x05width\x12\x16\n" +
-	"\x06weight\x18\x04 \x01(\x01R\x06weight\"\xad\x01\n" +
+	"\x06weight\x18\x04 \x01(\x01R\x06weight\"\xb0\x03\n" +
 	"\x06Refund\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06amount\x18\x02 \x01(\x03R\x06amount\x12\x1a\n" +
 	"\bcurrency\x18\x03 \x01(\tR\bcurrency\x12/\n" +
 	"\x05state\x18\x04 \x01(\x0e2\x19.ordergate.v1.RefundStateR\x05state\x12\x16\n" +
 	"\x06reason\x18\x05 \x01(\tR\x06reason\x12\x16\n" +
-	"\x06charge\x18\x06 \x01(\tR\x06charge\"\x97\x01\n" +
+	"\x06charge\x18\x06 \x01(\tR\x06charge\x12>\n" +
+	"\bmetadata\x18\a \x03(\v2\".ordergate.v1.Refund.MetadataEntryR\bmetadata\x12 \n" +
+	"\vdescription\x18\b \x01(\tR\vdescription\x12%\n" +
+	"\x0efailure_reason\x18\t \x01(\tR\rfailureReason\x12;\n" +
+	"\vcreate_time\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"createTime\x1a;\n" +
+	"\rMetadataEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb4\x02\n" +
 	"\aDispute\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06amount\x18\x02 \x01(\x03R\x06amount\x12\x1a\n" +
 	"\bcurrency\x18\x03 \x01(\tR\bcurrency\x120\n" +
 	"\x05state\x18\x04 \x01(\x0e2\x1a.ordergate.v1.DisputeStateR\x05state\x12\x16\n" +
-	"\x06reason\x18\x05 \x01(\tR\x06reason\"n\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\x12\x16\n" +
+	"\x06charge\x18\x06 \x01(\tR\x06charge\x12F\n" +
+	"\x11evidence_due_time\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x0fevidenceDueTime\x12;\n" +
+	"\vcreate_time\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"createTime\"n\n" +
 	"\x06Review\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12/\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x19.ordergate.v1.ReviewStateR\x05state\x12#\n" +
@@ -3008,12 +4076,36 @@ const file_ordergate_v1_order_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
 	"\n" +
 	"fraud_type\x18\x02 \x01(\tR\tfraudType\x12\x18\n" +
-	"\asettled\x18\x03 \x01(\bR\asettled\"u\n" +
+	"\asettled\x18\x03 \x01(\bR\asettled\"\x96\x02\n" +
 	"\x06Charge\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06amount\x18\x02 \x01(\x03R\x06amount\x12\x1a\n" +
 	"\bcurrency\x18\x03 \x01(\tR\bcurrency\x12'\n" +
-	"\x0famount_refunded\x18\x04 \x01(\x03R\x0eamountRefunded\"\"\n" +
+	"\x0famount_refunded\x18\x04 \x01(\x03R\x0eamountRefunded\x12,\n" +
+	"\x0famount_captured\x18\x05 \x01(\x03H\x00R\x0eamountCaptured\x88\x01\x01\x12\x1f\n" +
+	"\brefunded\x18\x06 \x01(\bH\x01R\brefunded\x88\x01\x01\x12/\n" +
+	"\x05state\x18\a \x01(\x0e2\x19.ordergate.v1.ChargeStateR\x05stateB\x12\n" +
+	"\x10_amount_capturedB\v\n" +
+	"\t_refunded\"\xb7\x02\n" +
+	"\n" +
+	"CreditNote\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
+	"\x06amount\x18\x02 \x01(\x03R\x06amount\x12\x1a\n" +
+	"\bcurrency\x18\x03 \x01(\tR\bcurrency\x123\n" +
+	"\x05state\x18\x04 \x01(\x0e2\x1d.ordergate.v1.CreditNoteStateR\x05state\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\x122\n" +
+	"\x05lines\x18\x06 \x03(\v2\x1c.ordergate.v1.CreditNoteLineR\x05lines\x12'\n" +
+	"\x0flines_truncated\x18\a \x01(\bR\x0elinesTruncated\x12;\n" +
+	"\vcreate_time\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"createTime\"\xc4\x01\n" +
+	"\x0eCreditNoteLine\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12*\n" +
+	"\x11invoice_line_item\x18\x02 \x01(\tR\x0finvoiceLineItem\x12\x1b\n" +
+	"\x06amount\x18\x03 \x01(\x03H\x00R\x06amount\x88\x01\x01\x12\x1f\n" +
+	"\bquantity\x18\x04 \x01(\x03H\x01R\bquantity\x88\x01\x01\x12 \n" +
+	"\vdescription\x18\x05 \x01(\tR\vdescriptionB\t\n" +
+	"\a_amountB\v\n" +
+	"\t_quantity\"\"\n" +
 	"\fOperatorHold\x12\x12\n" +
 	"\x04note\x18\x01 \x01(\tR\x04note\"U\n" +
 	"\vHoldRelease\x120\n" +
@@ -3038,7 +4130,7 @@ const file_ordergate_v1_order_proto_rawDesc = "" +
 	"\x18ORDER_SOURCE_UNSPECIFIED\x10\x00\x12!\n" +
 	"\x1dORDER_SOURCE_CHECKOUT_SESSION\x10\x01\x12\x1f\n" +
 	"\x1bORDER_SOURCE_PAYMENT_INTENT\x10\x02\x12\x18\n" +
-	"\x14ORDER_SOURCE_INVOICE\x10\x03*\xfb\x01\n" +
+	"\x14ORDER_SOURCE_INVOICE\x10\x03*\x98\x02\n" +
 	"\vOrderStatus\x12\x1c\n" +
 	"\x18ORDER_STATUS_UNSPECIFIED\x10\x00\x12!\n" +
 	"\x1dORDER_STATUS_AWAITING_PAYMENT\x10\x01\x12\x15\n" +
@@ -3047,19 +4139,21 @@ const file_ordergate_v1_order_proto_rawDesc = "" +
 	"\x14ORDER_STATUS_EXPIRED\x10\x04\x12\x19\n" +
 	"\x15ORDER_STATUS_CANCELED\x10\x05\x12#\n" +
 	"\x1fORDER_STATUS_PARTIALLY_REFUNDED\x10\x06\x12\x19\n" +
-	"\x15ORDER_STATUS_REFUNDED\x10\a*x\n" +
+	"\x15ORDER_STATUS_REFUNDED\x10\a\x12\x1b\n" +
+	"\x17ORDER_STATUS_AUTHORIZED\x10\b*x\n" +
 	"\tDirective\x12\x19\n" +
 	"\x15DIRECTIVE_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eDIRECTIVE_WAIT\x10\x01\x12\x12\n" +
 	"\x0eDIRECTIVE_SHIP\x10\x02\x12\x12\n" +
 	"\x0eDIRECTIVE_HOLD\x10\x03\x12\x14\n" +
-	"\x10DIRECTIVE_CANCEL\x10\x04*\x89\x01\n" +
+	"\x10DIRECTIVE_CANCEL\x10\x04*\xab\x01\n" +
 	"\n" +
 	"WaitReason\x12\x1b\n" +
 	"\x17WAIT_REASON_UNSPECIFIED\x10\x00\x12 \n" +
 	"\x1cWAIT_REASON_AWAITING_PAYMENT\x10\x01\x12\"\n" +
-	"\x1eWAIT_REASON_LINE_ITEMS_PENDING\x10\x02\x12\x18\n" +
-	"\x14WAIT_REASON_SETTLING\x10\x04*\x91\x02\n" +
+	"\x1eWAIT_REASON_LINE_ITEMS_PENDING\x10\x02\x12 \n" +
+	"\x1cWAIT_REASON_AWAITING_CAPTURE\x10\x03\x12\x18\n" +
+	"\x14WAIT_REASON_SETTLING\x10\x04*\xaf\x03\n" +
 	"\n" +
 	"HoldReason\x12\x1b\n" +
 	"\x17HOLD_REASON_UNSPECIFIED\x10\x00\x12\x18\n" +
@@ -3069,7 +4163,13 @@ const file_ordergate_v1_order_proto_rawDesc = "" +
 	"\x15HOLD_REASON_RECOVERED\x10\x04\x12\"\n" +
 	"\x1eHOLD_REASON_ADDRESS_UNREADABLE\x10\x05\x12\x18\n" +
 	"\x14HOLD_REASON_OPERATOR\x10\x06\x12\x1e\n" +
-	"\x1aHOLD_REASON_REFUND_UNCLEAR\x10\a\x12\x19\n" +
+	"\x1aHOLD_REASON_REFUND_UNCLEAR\x10\a\x12\"\n" +
+	"\x1eHOLD_REASON_ADDRESS_INCOMPLETE\x10\b\x12\x1f\n" +
+	"\x1bHOLD_REASON_ADDRESS_MISSING\x10\t\x12\x18\n" +
+	"\x14HOLD_REASON_CREDITED\x10\n" +
+	"\x12\x1f\n" +
+	"\x1bHOLD_REASON_PAYMENT_UNCLEAR\x10\v\x12\x1c\n" +
+	"\x18HOLD_REASON_DISPUTE_LOST\x10\f\x12\x19\n" +
 	"\x15HOLD_REASON_TOO_LARGE\x10\x18*\xdc\x01\n" +
 	"\fCancelReason\x12\x1d\n" +
 	"\x19CANCEL_REASON_UNSPECIFIED\x10\x00\x12 \n" +
@@ -3078,12 +4178,14 @@ const file_ordergate_v1_order_proto_rawDesc = "" +
 	"\x16CANCEL_REASON_REFUNDED\x10\x03\x12\x1a\n" +
 	"\x16CANCEL_REASON_CANCELED\x10\x04\x12\x1e\n" +
 	"\x1aCANCEL_REASON_DISPUTE_LOST\x10\x05\x12\x18\n" +
-	"\x14CANCEL_REASON_ERASED\x10\x06*\x87\x01\n" +
+	"\x14CANCEL_REASON_ERASED\x10\x06*\xc3\x01\n" +
 	"\fAddressState\x12\x1d\n" +
 	"\x19ADDRESS_STATE_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15ADDRESS_STATE_PRESENT\x10\x01\x12\x1f\n" +
 	"\x1bADDRESS_STATE_NOT_COLLECTED\x10\x02\x12\x1c\n" +
-	"\x18ADDRESS_STATE_UNREADABLE\x10\x03*\x91\x01\n" +
+	"\x18ADDRESS_STATE_UNREADABLE\x10\x03\x12\x1c\n" +
+	"\x18ADDRESS_STATE_NOT_NEEDED\x10\x04\x12\x1c\n" +
+	"\x18ADDRESS_STATE_INCOMPLETE\x10\x05*\x91\x01\n" +
 	"\x0eLineItemsState\x12 \n" +
 	"\x1cLINE_ITEMS_STATE_UNSPECIFIED\x10\x00\x12\x1d\n" +
 	"\x19LINE_ITEMS_STATE_COMPLETE\x10\x01\x12\x1c\n" +
@@ -3109,7 +4211,18 @@ const file_ordergate_v1_order_proto_rawDesc = "" +
 	"\x15REVIEW_STATE_APPROVED\x10\x02\x12\x17\n" +
 	"\x13REVIEW_STATE_CLOSED\x10\x03\x12\x19\n" +
 	"\x15REVIEW_STATE_DISPUTED\x10\x04\x12\x19\n" +
-	"\x15REVIEW_STATE_REFUNDED\x10\x05*\xe0\x02\n" +
+	"\x15REVIEW_STATE_REFUNDED\x10\x05*\xb1\x01\n" +
+	"\vChargeState\x12\x1c\n" +
+	"\x18CHARGE_STATE_UNSPECIFIED\x10\x00\x12\x18\n" +
+	"\x14CHARGE_STATE_PENDING\x10\x01\x12\x1b\n" +
+	"\x17CHARGE_STATE_AUTHORIZED\x10\x02\x12\x17\n" +
+	"\x13CHARGE_STATE_FAILED\x10\x03\x12\x19\n" +
+	"\x15CHARGE_STATE_RELEASED\x10\x04\x12\x19\n" +
+	"\x15CHARGE_STATE_CAPTURED\x10\x05*n\n" +
+	"\x0fCreditNoteState\x12!\n" +
+	"\x1dCREDIT_NOTE_STATE_UNSPECIFIED\x10\x00\x12\x1c\n" +
+	"\x18CREDIT_NOTE_STATE_ISSUED\x10\x01\x12\x1a\n" +
+	"\x16CREDIT_NOTE_STATE_VOID\x10\x02*\xe0\x02\n" +
 	"\x0eOrderEventKind\x12 \n" +
 	"\x1cORDER_EVENT_KIND_UNSPECIFIED\x10\x00\x12\x1b\n" +
 	"\x17ORDER_EVENT_KIND_PLACED\x10\x01\x12\x19\n" +
@@ -3136,8 +4249,8 @@ func file_ordergate_v1_order_proto_rawDescGZIP() []byte {
 	return file_ordergate_v1_order_proto_rawDescData
 }
 
-var file_ordergate_v1_order_proto_enumTypes = make([]protoimpl.EnumInfo, 13)
-var file_ordergate_v1_order_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_ordergate_v1_order_proto_enumTypes = make([]protoimpl.EnumInfo, 15)
+var file_ordergate_v1_order_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_ordergate_v1_order_proto_goTypes = []any{
 	(OmittedContent)(0),           // 0: ordergate.v1.OmittedContent
 	(OrderSource)(0),              // 1: ordergate.v1.OrderSource
@@ -3151,31 +4264,42 @@ var file_ordergate_v1_order_proto_goTypes = []any{
 	(RefundState)(0),              // 9: ordergate.v1.RefundState
 	(DisputeState)(0),             // 10: ordergate.v1.DisputeState
 	(ReviewState)(0),              // 11: ordergate.v1.ReviewState
-	(OrderEventKind)(0),           // 12: ordergate.v1.OrderEventKind
-	(*Order)(nil),                 // 13: ordergate.v1.Order
-	(*Customer)(nil),              // 14: ordergate.v1.Customer
-	(*Shipping)(nil),              // 15: ordergate.v1.Shipping
-	(*Address)(nil),               // 16: ordergate.v1.Address
-	(*ShippingRate)(nil),          // 17: ordergate.v1.ShippingRate
-	(*Amounts)(nil),               // 18: ordergate.v1.Amounts
-	(*Discount)(nil),              // 19: ordergate.v1.Discount
-	(*CustomField)(nil),           // 20: ordergate.v1.CustomField
-	(*StripeReferences)(nil),      // 21: ordergate.v1.StripeReferences
-	(*LineItem)(nil),              // 22: ordergate.v1.LineItem
-	(*Product)(nil),               // 23: ordergate.v1.Product
-	(*PackageDimensions)(nil),     // 24: ordergate.v1.PackageDimensions
-	(*Refund)(nil),                // 25: ordergate.v1.Refund
-	(*Dispute)(nil),               // 26: ordergate.v1.Dispute
-	(*Review)(nil),                // 27: ordergate.v1.Review
-	(*EarlyFraudWarning)(nil),     // 28: ordergate.v1.EarlyFraudWarning
-	(*Charge)(nil),                // 29: ordergate.v1.Charge
-	(*OperatorHold)(nil),          // 30: ordergate.v1.OperatorHold
-	(*HoldRelease)(nil),           // 31: ordergate.v1.HoldRelease
-	(*OrderEvent)(nil),            // 32: ordergate.v1.OrderEvent
-	nil,                           // 33: ordergate.v1.Order.MetadataEntry
-	nil,                           // 34: ordergate.v1.LineItem.MetadataEntry
-	nil,                           // 35: ordergate.v1.Product.MetadataEntry
-	(*timestamppb.Timestamp)(nil), // 36: google.protobuf.Timestamp
+	(ChargeState)(0),              // 12: ordergate.v1.ChargeState
+	(CreditNoteState)(0),          // 13: ordergate.v1.CreditNoteState
+	(OrderEventKind)(0),           // 14: ordergate.v1.OrderEventKind
+	(*Order)(nil),                 // 15: ordergate.v1.Order
+	(*Customer)(nil),              // 16: ordergate.v1.Customer
+	(*TaxId)(nil),                 // 17: ordergate.v1.TaxId
+	(*Shipping)(nil),              // 18: ordergate.v1.Shipping
+	(*Address)(nil),               // 19: ordergate.v1.Address
+	(*ShippingRate)(nil),          // 20: ordergate.v1.ShippingRate
+	(*DeliveryEstimate)(nil),      // 21: ordergate.v1.DeliveryEstimate
+	(*DeliveryEstimateBound)(nil), // 22: ordergate.v1.DeliveryEstimateBound
+	(*Amounts)(nil),               // 23: ordergate.v1.Amounts
+	(*Discount)(nil),              // 24: ordergate.v1.Discount
+	(*CustomField)(nil),           // 25: ordergate.v1.CustomField
+	(*StripeReferences)(nil),      // 26: ordergate.v1.StripeReferences
+	(*LineItem)(nil),              // 27: ordergate.v1.LineItem
+	(*PriceDetails)(nil),          // 28: ordergate.v1.PriceDetails
+	(*Product)(nil),               // 29: ordergate.v1.Product
+	(*PackageDimensions)(nil),     // 30: ordergate.v1.PackageDimensions
+	(*Refund)(nil),                // 31: ordergate.v1.Refund
+	(*Dispute)(nil),               // 32: ordergate.v1.Dispute
+	(*Review)(nil),                // 33: ordergate.v1.Review
+	(*EarlyFraudWarning)(nil),     // 34: ordergate.v1.EarlyFraudWarning
+	(*Charge)(nil),                // 35: ordergate.v1.Charge
+	(*CreditNote)(nil),            // 36: ordergate.v1.CreditNote
+	(*CreditNoteLine)(nil),        // 37: ordergate.v1.CreditNoteLine
+	(*OperatorHold)(nil),          // 38: ordergate.v1.OperatorHold
+	(*HoldRelease)(nil),           // 39: ordergate.v1.HoldRelease
+	(*OrderEvent)(nil),            // 40: ordergate.v1.OrderEvent
+	nil,                           // 41: ordergate.v1.Order.MetadataEntry
+	nil,                           // 42: ordergate.v1.ShippingRate.MetadataEntry
+	nil,                           // 43: ordergate.v1.LineItem.MetadataEntry
+	nil,                           // 44: ordergate.v1.PriceDetails.MetadataEntry
+	nil,                           // 45: ordergate.v1.Product.MetadataEntry
+	nil,                           // 46: ordergate.v1.Refund.MetadataEntry
+	(*timestamppb.Timestamp)(nil), // 47: google.protobuf.Timestamp
 }
 var file_ordergate_v1_order_proto_depIdxs = []int32{
 	1,  // 0: ordergate.v1.Order.source:type_name -> ordergate.v1.OrderSource
@@ -3184,47 +4308,66 @@ var file_ordergate_v1_order_proto_depIdxs = []int32{
 	4,  // 3: ordergate.v1.Order.wait_reasons:type_name -> ordergate.v1.WaitReason
 	5,  // 4: ordergate.v1.Order.hold_reasons:type_name -> ordergate.v1.HoldReason
 	6,  // 5: ordergate.v1.Order.cancel_reasons:type_name -> ordergate.v1.CancelReason
-	14, // 6: ordergate.v1.Order.customer:type_name -> ordergate.v1.Customer
-	15, // 7: ordergate.v1.Order.shipping:type_name -> ordergate.v1.Shipping
+	16, // 6: ordergate.v1.Order.customer:type_name -> ordergate.v1.Customer
+	18, // 7: ordergate.v1.Order.shipping:type_name -> ordergate.v1.Shipping
 	7,  // 8: ordergate.v1.Order.address_state:type_name -> ordergate.v1.AddressState
-	17, // 9: ordergate.v1.Order.shipping_rate:type_name -> ordergate.v1.ShippingRate
-	22, // 10: ordergate.v1.Order.line_items:type_name -> ordergate.v1.LineItem
+	20, // 9: ordergate.v1.Order.shipping_rate:type_name -> ordergate.v1.ShippingRate
+	27, // 10: ordergate.v1.Order.line_items:type_name -> ordergate.v1.LineItem
 	8,  // 11: ordergate.v1.Order.line_items_state:type_name -> ordergate.v1.LineItemsState
-	18, // 12: ordergate.v1.Order.amounts:type_name -> ordergate.v1.Amounts
-	19, // 13: ordergate.v1.Order.discounts:type_name -> ordergate.v1.Discount
-	20, // 14: ordergate.v1.Order.custom_fields:type_name -> ordergate.v1.CustomField
-	33, // 15: ordergate.v1.Order.metadata:type_name -> ordergate.v1.Order.MetadataEntry
-	21, // 16: ordergate.v1.Order.references:type_name -> ordergate.v1.StripeReferences
-	36, // 17: ordergate.v1.Order.create_time:type_name -> google.protobuf.Timestamp
-	36, // 18: ordergate.v1.Order.paid_time:type_name -> google.protobuf.Timestamp
-	25, // 19: ordergate.v1.Order.refunds:type_name -> ordergate.v1.Refund
-	26, // 20: ordergate.v1.Order.disputes:type_name -> ordergate.v1.Dispute
-	27, // 21: ordergate.v1.Order.reviews:type_name -> ordergate.v1.Review
-	28, // 22: ordergate.v1.Order.early_fraud_warnings:type_name -> ordergate.v1.EarlyFraudWarning
-	29, // 23: ordergate.v1.Order.charges:type_name -> ordergate.v1.Charge
-	30, // 24: ordergate.v1.Order.operator_hold:type_name -> ordergate.v1.OperatorHold
-	31, // 25: ordergate.v1.Order.hold_releases:type_name -> ordergate.v1.HoldRelease
+	23, // 12: ordergate.v1.Order.amounts:type_name -> ordergate.v1.Amounts
+	24, // 13: ordergate.v1.Order.discounts:type_name -> ordergate.v1.Discount
+	25, // 14: ordergate.v1.Order.custom_fields:type_name -> ordergate.v1.CustomField
+	41, // 15: ordergate.v1.Order.metadata:type_name -> ordergate.v1.Order.MetadataEntry
+	26, // 16: ordergate.v1.Order.references:type_name -> ordergate.v1.StripeReferences
+	47, // 17: ordergate.v1.Order.create_time:type_name -> google.protobuf.Timestamp
+	47, // 18: ordergate.v1.Order.paid_time:type_name -> google.protobuf.Timestamp
+	31, // 19: ordergate.v1.Order.refunds:type_name -> ordergate.v1.Refund
+	32, // 20: ordergate.v1.Order.disputes:type_name -> ordergate.v1.Dispute
+	33, // 21: ordergate.v1.Order.reviews:type_name -> ordergate.v1.Review
+	34, // 22: ordergate.v1.Order.early_fraud_warnings:type_name -> ordergate.v1.EarlyFraudWarning
+	35, // 23: ordergate.v1.Order.charges:type_name -> ordergate.v1.Charge
+	38, // 24: ordergate.v1.Order.operator_hold:type_name -> ordergate.v1.OperatorHold
+	39, // 25: ordergate.v1.Order.hold_releases:type_name -> ordergate.v1.HoldRelease
 	2,  // 26: ordergate.v1.Order.sale_status:type_name -> ordergate.v1.OrderStatus
-	36, // 27: ordergate.v1.Order.settle_time:type_name -> google.protobuf.Timestamp
-	0,  // 28: ordergate.v1.Order.omitted_content:type_name -> ordergate.v1.OmittedContent
-	16, // 29: ordergate.v1.Customer.address:type_name -> ordergate.v1.Address
-	16, // 30: ordergate.v1.Shipping.address:type_name -> ordergate.v1.Address
-	23, // 31: ordergate.v1.LineItem.product:type_name -> ordergate.v1.Product
-	34, // 32: ordergate.v1.LineItem.metadata:type_name -> ordergate.v1.LineItem.MetadataEntry
-	35, // 33: ordergate.v1.Product.metadata:type_name -> ordergate.v1.Product.MetadataEntry
-	24, // 34: ordergate.v1.Product.package_dimensions:type_name -> ordergate.v1.PackageDimensions
-	9,  // 35: ordergate.v1.Refund.state:type_name -> ordergate.v1.RefundState
-	10, // 36: ordergate.v1.Dispute.state:type_name -> ordergate.v1.DisputeState
-	11, // 37: ordergate.v1.Review.state:type_name -> ordergate.v1.ReviewState
-	5,  // 38: ordergate.v1.HoldRelease.reason:type_name -> ordergate.v1.HoldReason
-	12, // 39: ordergate.v1.OrderEvent.kind:type_name -> ordergate.v1.OrderEventKind
-	13, // 40: ordergate.v1.OrderEvent.order:type_name -> ordergate.v1.Order
-	36, // 41: ordergate.v1.OrderEvent.create_time:type_name -> google.protobuf.Timestamp
-	42, // [42:42] is the sub-list for method output_type
-	42, // [42:42] is the sub-list for method input_type
-	42, // [42:42] is the sub-list for extension type_name
-	42, // [42:42] is the sub-list for extension extendee
-	0,  // [0:42] is the sub-list for field type_name
+	47, // 27: ordergate.v1.Order.capture_before_time:type_name -> google.protobuf.Timestamp
+	36, // 28: ordergate.v1.Order.credit_notes:type_name -> ordergate.v1.CreditNote
+	47, // 29: ordergate.v1.Order.settle_time:type_name -> google.protobuf.Timestamp
+	0,  // 30: ordergate.v1.Order.omitted_content:type_name -> ordergate.v1.OmittedContent
+	19, // 31: ordergate.v1.Customer.address:type_name -> ordergate.v1.Address
+	17, // 32: ordergate.v1.Customer.tax_ids:type_name -> ordergate.v1.TaxId
+	19, // 33: ordergate.v1.Shipping.address:type_name -> ordergate.v1.Address
+	21, // 34: ordergate.v1.ShippingRate.delivery_estimate:type_name -> ordergate.v1.DeliveryEstimate
+	42, // 35: ordergate.v1.ShippingRate.metadata:type_name -> ordergate.v1.ShippingRate.MetadataEntry
+	22, // 36: ordergate.v1.DeliveryEstimate.minimum:type_name -> ordergate.v1.DeliveryEstimateBound
+	22, // 37: ordergate.v1.DeliveryEstimate.maximum:type_name -> ordergate.v1.DeliveryEstimateBound
+	29, // 38: ordergate.v1.LineItem.product:type_name -> ordergate.v1.Product
+	43, // 39: ordergate.v1.LineItem.metadata:type_name -> ordergate.v1.LineItem.MetadataEntry
+	28, // 40: ordergate.v1.LineItem.price_details:type_name -> ordergate.v1.PriceDetails
+	47, // 41: ordergate.v1.LineItem.period_start_time:type_name -> google.protobuf.Timestamp
+	47, // 42: ordergate.v1.LineItem.period_end_time:type_name -> google.protobuf.Timestamp
+	44, // 43: ordergate.v1.PriceDetails.metadata:type_name -> ordergate.v1.PriceDetails.MetadataEntry
+	45, // 44: ordergate.v1.Product.metadata:type_name -> ordergate.v1.Product.MetadataEntry
+	30, // 45: ordergate.v1.Product.package_dimensions:type_name -> ordergate.v1.PackageDimensions
+	9,  // 46: ordergate.v1.Refund.state:type_name -> ordergate.v1.RefundState
+	46, // 47: ordergate.v1.Refund.metadata:type_name -> ordergate.v1.Refund.MetadataEntry
+	47, // 48: ordergate.v1.Refund.create_time:type_name -> google.protobuf.Timestamp
+	10, // 49: ordergate.v1.Dispute.state:type_name -> ordergate.v1.DisputeState
+	47, // 50: ordergate.v1.Dispute.evidence_due_time:type_name -> google.protobuf.Timestamp
+	47, // 51: ordergate.v1.Dispute.create_time:type_name -> google.protobuf.Timestamp
+	11, // 52: ordergate.v1.Review.state:type_name -> ordergate.v1.ReviewState
+	12, // 53: ordergate.v1.Charge.state:type_name -> ordergate.v1.ChargeState
+	13, // 54: ordergate.v1.CreditNote.state:type_name -> ordergate.v1.CreditNoteState
+	37, // 55: ordergate.v1.CreditNote.lines:type_name -> ordergate.v1.CreditNoteLine
+	47, // 56: ordergate.v1.CreditNote.create_time:type_name -> google.protobuf.Timestamp
+	5,  // 57: ordergate.v1.HoldRelease.reason:type_name -> ordergate.v1.HoldReason
+	14, // 58: ordergate.v1.OrderEvent.kind:type_name -> ordergate.v1.OrderEventKind
+	15, // 59: ordergate.v1.OrderEvent.order:type_name -> ordergate.v1.Order
+	47, // 60: ordergate.v1.OrderEvent.create_time:type_name -> google.protobuf.Timestamp
+	61, // [61:61] is the sub-list for method output_type
+	61, // [61:61] is the sub-list for method input_type
+	61, // [61:61] is the sub-list for extension type_name
+	61, // [61:61] is the sub-list for extension extendee
+	0,  // [0:61] is the sub-list for field type_name
 }
 
 func init() { file_ordergate_v1_order_proto_init() }
@@ -3233,17 +4376,19 @@ func file_ordergate_v1_order_proto_init() {
 		return
 	}
 	file_ordergate_v1_order_proto_msgTypes[0].OneofWrappers = []any{}
-	file_ordergate_v1_order_proto_msgTypes[4].OneofWrappers = []any{}
 	file_ordergate_v1_order_proto_msgTypes[5].OneofWrappers = []any{}
-	file_ordergate_v1_order_proto_msgTypes[9].OneofWrappers = []any{}
-	file_ordergate_v1_order_proto_msgTypes[10].OneofWrappers = []any{}
+	file_ordergate_v1_order_proto_msgTypes[8].OneofWrappers = []any{}
+	file_ordergate_v1_order_proto_msgTypes[12].OneofWrappers = []any{}
+	file_ordergate_v1_order_proto_msgTypes[14].OneofWrappers = []any{}
+	file_ordergate_v1_order_proto_msgTypes[20].OneofWrappers = []any{}
+	file_ordergate_v1_order_proto_msgTypes[22].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_ordergate_v1_order_proto_rawDesc), len(file_ordergate_v1_order_proto_rawDesc)),
-			NumEnums:      13,
-			NumMessages:   23,
+			NumEnums:      15,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
