@@ -106,8 +106,11 @@ func reduceItems(o *ordergatev1.Order) {
 	case ordergatev1.OmittedContent_OMITTED_CONTENT_ITEM_DETAILS:
 		for _, item := range o.GetLineItems() {
 			item.Metadata = nil
+			if price := item.GetPriceDetails(); price != nil {
+				price.Metadata = nil
+			}
 			if product := item.GetProduct(); product != nil {
-				product.Metadata, product.Images = nil, nil
+				product.Metadata, product.Images, product.Description = nil, nil, ""
 			}
 		}
 	case ordergatev1.OmittedContent_OMITTED_CONTENT_LINE_ITEMS:
