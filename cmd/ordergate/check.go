@@ -275,7 +275,7 @@ func (k *checker) secretsOf(ctx context.Context, log *eventlog.Log) {
 	}
 	for _, secret := range k.parts.secrets.Current() {
 		if secret.Mode() == "" {
-			k.found("secret", fine, secret.Label()+": signs for live and test mode; write live:whsec_… or test:whsec_… so that a leaked test secret cannot sign live orders", "")
+			k.found("secret", fine, secret.Label()+": signs for both modes; write live: or test: before it, so that a leaked test secret cannot sign live orders", "")
 		}
 		stored := newest[secret.Label()]
 		if stored == nil {

@@ -24,6 +24,22 @@ import (
 // startGateway runs a gateway on free ports until the test ends.
 func startGateway(t *testing.T, secret string, settings ...func(*config.Config)) *gateway {
 	t.Helper()
+	ctx, stop := context.WithCancel(context.Background())
+	g := makeGateway(t, ctx, secret, settings...)
+	ended := make(chan error)
+	go func() { ended <- g.run(ctx) }()
+	t.Cleanup(func() {
+		stop()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+	return g
+}
+
+// makeGateway makes a gateway that does not run yet.
+func makeGateway(t *testing.T, ctx context.Context, secret string, settings ...func(*config.Config)) *gateway {
+	t.Helper()
 	cfg := config.Config{
 		IngressAddr: "127.0.0.1:0", GRPCAddr: "127.0.0.1:0", AdminAddr: "127.0.0.1:0", WebhookPath: "/api/webhook",
 		DataDir: t.TempDir(), ShutdownTimeout: 10 * time.Second,
@@ -33,19 +49,10 @@ func startGateway(t *testing.T, secret string, settings ...func(*config.Config))
 	for _, set := range settings {
 		set(&cfg)
 	}
-	ctx, stop := context.WithCancel(context.Background())
 	g, err := newGateway(ctx, cfg, telemetry.NewLogger(t.Output(), "text", "info"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	ended := make(chan error)
-	go func() { ended <- g.run(ctx) }()
-	t.Cleanup(func() {
-		stop()
-		if err := <-ended; err != nil {
-			t.Error(err)
-		}
-	})
 	return g
 }
 
