@@ -755,7 +755,7 @@ const (
 	OrderEventKind_ORDER_EVENT_KIND_REFUNDED OrderEventKind = 6
 	// A reason to hold the order came up.
 	OrderEventKind_ORDER_EVENT_KIND_HELD OrderEventKind = 7
-	// A reason to hold the order is gone.
+	// A reason to hold the order is gone, or an operator reinstated the order.
 	OrderEventKind_ORDER_EVENT_KIND_RELEASED OrderEventKind = 8
 	// Something else about the order changed, such as its line items.
 	OrderEventKind_ORDER_EVENT_KIND_UPDATED OrderEventKind = 9
@@ -923,9 +923,13 @@ type Order struct {
 	// How far the money had got in the snapshot of the sale that the details
 	// above were read from: AWAITING_PAYMENT, PAYMENT_FAILED, EXPIRED or PAID.
 	// `status` is what all that was heard comes to.
-	SaleStatus    OrderStatus `protobuf:"varint,35,opt,name=sale_status,json=saleStatus,proto3,enum=ordergate.v1.OrderStatus" json:"sale_status,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	SaleStatus OrderStatus `protobuf:"varint,35,opt,name=sale_status,json=saleStatus,proto3,enum=ordergate.v1.OrderStatus" json:"sale_status,omitempty"`
+	// The causes of cancellation from which operators have reinstated the order:
+	// these do not cancel it again, any other cause does. Sorted by reason and
+	// cause. Empty if no operator has reinstated the order.
+	Reinstatements []*CancelReinstatement `protobuf:"bytes,70,rep,name=reinstatements,proto3" json:"reinstatements,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Order) Reset() {
@@ -1201,6 +1205,13 @@ func (x *Order) GetSaleStatus() OrderStatus {
 		return x.SaleStatus
 	}
 	return OrderStatus_ORDER_STATUS_UNSPECIFIED
+}
+
+func (x *Order) GetReinstatements() []*CancelReinstatement {
+	if x != nil {
+		return x.Reinstatements
+	}
+	return nil
 }
 
 // Customer is who bought. Each field is empty when Stripe sent none (Stripe:
@@ -2641,6 +2652,63 @@ func (x *HoldRelease) GetCause() string {
 	return ""
 }
 
+// CancelReinstatement is one cause of cancellation that an operator has set
+// aside.
+type CancelReinstatement struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The reason that the cause gave for canceling the order.
+	Reason CancelReason `protobuf:"varint,1,opt,name=reason,proto3,enum=ordergate.v1.CancelReason" json:"reason,omitempty"`
+	// The Refund, Charge or Dispute id. Empty for a reason that an order can have
+	// only once.
+	Cause         string `protobuf:"bytes,2,opt,name=cause,proto3" json:"cause,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CancelReinstatement) Reset() {
+	*x = CancelReinstatement{}
+	mi := &file_ordergate_v1_order_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CancelReinstatement) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CancelReinstatement) ProtoMessage() {}
+
+func (x *CancelReinstatement) ProtoReflect() protoreflect.Message {
+	mi := &file_ordergate_v1_order_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CancelReinstatement.ProtoReflect.Descriptor instead.
+func (*CancelReinstatement) Descriptor() ([]byte, []int) {
+	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *CancelReinstatement) GetReason() CancelReason {
+	if x != nil {
+		return x.Reason
+	}
+	return CancelReason_CANCEL_REASON_UNSPECIFIED
+}
+
+func (x *CancelReinstatement) GetCause() string {
+	if x != nil {
+		return x.Cause
+	}
+	return ""
+}
+
 // OrderEvent is one change of one order, with the whole order after it.
 type OrderEvent struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2659,16 +2727,19 @@ type OrderEvent struct {
 	SourceEventId string `protobuf:"bytes,5,opt,name=source_event_id,json=sourceEventId,proto3" json:"source_event_id,omitempty"`
 	// When the gateway stored the change, in UTC.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
-	// Why an operator held or released the order, in the operator's words. Empty
-	// for a change that no operator made.
-	Note          string `protobuf:"bytes,7,opt,name=note,proto3" json:"note,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// Why an operator held, released or reinstated the order, in the operator's
+	// words. Empty for a change that no operator made.
+	Note string `protobuf:"bytes,7,opt,name=note,proto3" json:"note,omitempty"`
+	// The order's directive before the change. Unset in the first event of an
+	// order, and in events stored by versions without this field.
+	PreviousDirective Directive `protobuf:"varint,20,opt,name=previous_directive,json=previousDirective,proto3,enum=ordergate.v1.Directive" json:"previous_directive,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *OrderEvent) Reset() {
 	*x = OrderEvent{}
-	mi := &file_ordergate_v1_order_proto_msgTypes[19]
+	mi := &file_ordergate_v1_order_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2680,7 +2751,7 @@ func (x *OrderEvent) String() string {
 func (*OrderEvent) ProtoMessage() {}
 
 func (x *OrderEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_ordergate_v1_order_proto_msgTypes[19]
+	mi := &file_ordergate_v1_order_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2693,7 +2764,7 @@ func (x *OrderEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OrderEvent.ProtoReflect.Descriptor instead.
 func (*OrderEvent) Descriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{19}
+	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *OrderEvent) GetId() string {
@@ -2745,11 +2816,18 @@ func (x *OrderEvent) GetNote() string {
 	return ""
 }
 
+func (x *OrderEvent) GetPreviousDirective() Directive {
+	if x != nil {
+		return x.PreviousDirective
+	}
+	return Directive_DIRECTIVE_UNSPECIFIED
+}
+
 var File_ordergate_v1_order_proto protoreflect.FileDescriptor
 
 const file_ordergate_v1_order_proto_rawDesc = "" +
 	"\n" +
-	"\x18ordergate/v1/order.proto\x12\fordergate.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf5\x0e\n" +
+	"\x18ordergate/v1/order.proto\x12\fordergate.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc0\x0f\n" +
 	"\x05Order\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\x121\n" +
@@ -2792,7 +2870,8 @@ const file_ordergate_v1_order_proto_rawDesc = "" +
 	"\roperator_hold\x18! \x01(\v2\x1a.ordergate.v1.OperatorHoldR\foperatorHold\x12>\n" +
 	"\rhold_releases\x18\" \x03(\v2\x19.ordergate.v1.HoldReleaseR\fholdReleases\x12:\n" +
 	"\vsale_status\x18# \x01(\x0e2\x19.ordergate.v1.OrderStatusR\n" +
-	"saleStatus\x1a;\n" +
+	"saleStatus\x12I\n" +
+	"\x0ereinstatements\x18F \x03(\v2!.ordergate.v1.CancelReinstatementR\x0ereinstatements\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\v\n" +
@@ -2920,7 +2999,10 @@ const file_ordergate_v1_order_proto_rawDesc = "" +
 	"\x04note\x18\x01 \x01(\tR\x04note\"U\n" +
 	"\vHoldRelease\x120\n" +
 	"\x06reason\x18\x01 \x01(\x0e2\x18.ordergate.v1.HoldReasonR\x06reason\x12\x14\n" +
-	"\x05cause\x18\x02 \x01(\tR\x05cause\"\x8e\x02\n" +
+	"\x05cause\x18\x02 \x01(\tR\x05cause\"_\n" +
+	"\x13CancelReinstatement\x122\n" +
+	"\x06reason\x18\x01 \x01(\x0e2\x1a.ordergate.v1.CancelReasonR\x06reason\x12\x14\n" +
+	"\x05cause\x18\x02 \x01(\tR\x05cause\"\xd6\x02\n" +
 	"\n" +
 	"OrderEvent\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x120\n" +
@@ -2930,7 +3012,8 @@ const file_ordergate_v1_order_proto_rawDesc = "" +
 	"\x0fsource_event_id\x18\x05 \x01(\tR\rsourceEventId\x12;\n" +
 	"\vcreate_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"createTime\x12\x12\n" +
-	"\x04note\x18\a \x01(\tR\x04note*\x89\x01\n" +
+	"\x04note\x18\a \x01(\tR\x04note\x12F\n" +
+	"\x12previous_directive\x18\x14 \x01(\x0e2\x17.ordergate.v1.DirectiveR\x11previousDirective*\x89\x01\n" +
 	"\vOrderSource\x12\x1c\n" +
 	"\x18ORDER_SOURCE_UNSPECIFIED\x10\x00\x12!\n" +
 	"\x1dORDER_SOURCE_CHECKOUT_SESSION\x10\x01\x12\x1f\n" +
@@ -3032,7 +3115,7 @@ func file_ordergate_v1_order_proto_rawDescGZIP() []byte {
 }
 
 var file_ordergate_v1_order_proto_enumTypes = make([]protoimpl.EnumInfo, 12)
-var file_ordergate_v1_order_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_ordergate_v1_order_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_ordergate_v1_order_proto_goTypes = []any{
 	(OrderSource)(0),              // 0: ordergate.v1.OrderSource
 	(OrderStatus)(0),              // 1: ordergate.v1.OrderStatus
@@ -3065,11 +3148,12 @@ var file_ordergate_v1_order_proto_goTypes = []any{
 	(*Charge)(nil),                // 28: ordergate.v1.Charge
 	(*OperatorHold)(nil),          // 29: ordergate.v1.OperatorHold
 	(*HoldRelease)(nil),           // 30: ordergate.v1.HoldRelease
-	(*OrderEvent)(nil),            // 31: ordergate.v1.OrderEvent
-	nil,                           // 32: ordergate.v1.Order.MetadataEntry
-	nil,                           // 33: ordergate.v1.LineItem.MetadataEntry
-	nil,                           // 34: ordergate.v1.Product.MetadataEntry
-	(*timestamppb.Timestamp)(nil), // 35: google.protobuf.Timestamp
+	(*CancelReinstatement)(nil),   // 31: ordergate.v1.CancelReinstatement
+	(*OrderEvent)(nil),            // 32: ordergate.v1.OrderEvent
+	nil,                           // 33: ordergate.v1.Order.MetadataEntry
+	nil,                           // 34: ordergate.v1.LineItem.MetadataEntry
+	nil,                           // 35: ordergate.v1.Product.MetadataEntry
+	(*timestamppb.Timestamp)(nil), // 36: google.protobuf.Timestamp
 }
 var file_ordergate_v1_order_proto_depIdxs = []int32{
 	0,  // 0: ordergate.v1.Order.source:type_name -> ordergate.v1.OrderSource
@@ -3087,10 +3171,10 @@ var file_ordergate_v1_order_proto_depIdxs = []int32{
 	17, // 12: ordergate.v1.Order.amounts:type_name -> ordergate.v1.Amounts
 	18, // 13: ordergate.v1.Order.discounts:type_name -> ordergate.v1.Discount
 	19, // 14: ordergate.v1.Order.custom_fields:type_name -> ordergate.v1.CustomField
-	32, // 15: ordergate.v1.Order.metadata:type_name -> ordergate.v1.Order.MetadataEntry
+	33, // 15: ordergate.v1.Order.metadata:type_name -> ordergate.v1.Order.MetadataEntry
 	20, // 16: ordergate.v1.Order.references:type_name -> ordergate.v1.StripeReferences
-	35, // 17: ordergate.v1.Order.create_time:type_name -> google.protobuf.Timestamp
-	35, // 18: ordergate.v1.Order.paid_time:type_name -> google.protobuf.Timestamp
+	36, // 17: ordergate.v1.Order.create_time:type_name -> google.protobuf.Timestamp
+	36, // 18: ordergate.v1.Order.paid_time:type_name -> google.protobuf.Timestamp
 	24, // 19: ordergate.v1.Order.refunds:type_name -> ordergate.v1.Refund
 	25, // 20: ordergate.v1.Order.disputes:type_name -> ordergate.v1.Dispute
 	26, // 21: ordergate.v1.Order.reviews:type_name -> ordergate.v1.Review
@@ -3099,24 +3183,27 @@ var file_ordergate_v1_order_proto_depIdxs = []int32{
 	29, // 24: ordergate.v1.Order.operator_hold:type_name -> ordergate.v1.OperatorHold
 	30, // 25: ordergate.v1.Order.hold_releases:type_name -> ordergate.v1.HoldRelease
 	1,  // 26: ordergate.v1.Order.sale_status:type_name -> ordergate.v1.OrderStatus
-	15, // 27: ordergate.v1.Customer.address:type_name -> ordergate.v1.Address
-	15, // 28: ordergate.v1.Shipping.address:type_name -> ordergate.v1.Address
-	22, // 29: ordergate.v1.LineItem.product:type_name -> ordergate.v1.Product
-	33, // 30: ordergate.v1.LineItem.metadata:type_name -> ordergate.v1.LineItem.MetadataEntry
-	34, // 31: ordergate.v1.Product.metadata:type_name -> ordergate.v1.Product.MetadataEntry
-	23, // 32: ordergate.v1.Product.package_dimensions:type_name -> ordergate.v1.PackageDimensions
-	8,  // 33: ordergate.v1.Refund.state:type_name -> ordergate.v1.RefundState
-	9,  // 34: ordergate.v1.Dispute.state:type_name -> ordergate.v1.DisputeState
-	10, // 35: ordergate.v1.Review.state:type_name -> ordergate.v1.ReviewState
-	4,  // 36: ordergate.v1.HoldRelease.reason:type_name -> ordergate.v1.HoldReason
-	11, // 37: ordergate.v1.OrderEvent.kind:type_name -> ordergate.v1.OrderEventKind
-	12, // 38: ordergate.v1.OrderEvent.order:type_name -> ordergate.v1.Order
-	35, // 39: ordergate.v1.OrderEvent.create_time:type_name -> google.protobuf.Timestamp
-	40, // [40:40] is the sub-list for method output_type
-	40, // [40:40] is the sub-list for method input_type
-	40, // [40:40] is the sub-list for extension type_name
-	40, // [40:40] is the sub-list for extension extendee
-	0,  // [0:40] is the sub-list for field type_name
+	31, // 27: ordergate.v1.Order.reinstatements:type_name -> ordergate.v1.CancelReinstatement
+	15, // 28: ordergate.v1.Customer.address:type_name -> ordergate.v1.Address
+	15, // 29: ordergate.v1.Shipping.address:type_name -> ordergate.v1.Address
+	22, // 30: ordergate.v1.LineItem.product:type_name -> ordergate.v1.Product
+	34, // 31: ordergate.v1.LineItem.metadata:type_name -> ordergate.v1.LineItem.MetadataEntry
+	35, // 32: ordergate.v1.Product.metadata:type_name -> ordergate.v1.Product.MetadataEntry
+	23, // 33: ordergate.v1.Product.package_dimensions:type_name -> ordergate.v1.PackageDimensions
+	8,  // 34: ordergate.v1.Refund.state:type_name -> ordergate.v1.RefundState
+	9,  // 35: ordergate.v1.Dispute.state:type_name -> ordergate.v1.DisputeState
+	10, // 36: ordergate.v1.Review.state:type_name -> ordergate.v1.ReviewState
+	4,  // 37: ordergate.v1.HoldRelease.reason:type_name -> ordergate.v1.HoldReason
+	5,  // 38: ordergate.v1.CancelReinstatement.reason:type_name -> ordergate.v1.CancelReason
+	11, // 39: ordergate.v1.OrderEvent.kind:type_name -> ordergate.v1.OrderEventKind
+	12, // 40: ordergate.v1.OrderEvent.order:type_name -> ordergate.v1.Order
+	36, // 41: ordergate.v1.OrderEvent.create_time:type_name -> google.protobuf.Timestamp
+	2,  // 42: ordergate.v1.OrderEvent.previous_directive:type_name -> ordergate.v1.Directive
+	43, // [43:43] is the sub-list for method output_type
+	43, // [43:43] is the sub-list for method input_type
+	43, // [43:43] is the sub-list for extension type_name
+	43, // [43:43] is the sub-list for extension extendee
+	0,  // [0:43] is the sub-list for field type_name
 }
 
 func init() { file_ordergate_v1_order_proto_init() }
@@ -3135,7 +3222,7 @@ func file_ordergate_v1_order_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_ordergate_v1_order_proto_rawDesc), len(file_ordergate_v1_order_proto_rawDesc)),
 			NumEnums:      12,
-			NumMessages:   23,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
