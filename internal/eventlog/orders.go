@@ -25,8 +25,8 @@ import (
 )
 
 // headerOrder holds what filters and a metric need, so that these decode no payload:
-// kind, livemode, directive, country and account. It is one header, because each
-// costs a microsecond at every step.
+// kind, livemode, directive, country, account and previous directive. It is one
+// header, because each costs a microsecond at every step.
 const headerOrder = "Ordergate-Order"
 
 // readBytes bounds the payloads of one read, give or take one event, and maxReads
@@ -76,6 +76,9 @@ type OrderRecord struct {
 	Country string
 	// Directive is what to do with the order.
 	Directive ordergatev1.Directive
+	// PreviousDirective is the order's directive before the event. Unspecified for the
+	// first event of an order, and for events stored by versions that did not record it.
+	PreviousDirective ordergatev1.Directive
 
 	storedTrace
 	payload []byte
@@ -154,16 +157,37 @@ func (r *OrderRecord) EventID() string {
 	return ""
 }
 
+// Revision is the order's revision after the event, read from the event's id; 0 if
+// the id cannot be read.
+func (r *OrderRecord) Revision() int64 {
+	revision, err := strconv.ParseInt(strings.TrimPrefix(r.EventID(), r.OrderID+"."), 10, 64)
+	if err != nil {
+		return 0
+	}
+	return revision
+}
+
 // Matches reports whether a filter selects the event. It decodes the event only
-// for a filter of metadata, and only then can it fail. An erased order has no
-// country and no metadata any more: whoever had it by these must hear of that.
+// for a filter of metadata, and only then can it fail.
 func (r *OrderRecord) Matches(filter *ordergatev1.OrderEventFilter) (bool, error) {
+	if !anyOrIn(filter.GetKinds(), r.Kind) || filter.GetDirectiveChangedOnly() && r.Directive == r.PreviousDirective {
+		return false, nil
+	}
+	return r.MatchesOrder(filter)
+}
+
+// MatchesOrder reports whether the conditions of a filter on the order itself, which
+// are all but those on the change (kinds and directive_changed_only), hold after the
+// event. It fails as Matches does. A tombstone has lost its order's country and
+// metadata; it matches any, because subscribers that had the order by these must
+// learn of the erasure.
+func (r *OrderRecord) MatchesOrder(filter *ordergatev1.OrderEventFilter) (bool, error) {
 	if filter == nil {
 		return true, nil
 	}
 	erased := r.Kind == ordergatev1.OrderEventKind_ORDER_EVENT_KIND_ERASED
 	beside := (filter.Livemode == nil || filter.GetLivemode() == r.Livemode) &&
-		anyOrIn(filter.GetKinds(), r.Kind) &&
+		anyOrIn(filter.GetDirectives(), r.Directive) &&
 		anyOrIn(filter.GetOrderIds(), r.OrderID) &&
 		anyOrIn(filter.GetAccounts(), r.Account) &&
 		(erased || anyOrIn(filter.GetShipToCountries(), r.Country))
@@ -303,6 +327,7 @@ func encodeHeader(event *ordergatev1.OrderEvent) string {
 	return strings.Join([]string{
 		strconv.Itoa(int(event.GetKind())), strconv.FormatBool(order.GetLivemode()), strconv.Itoa(int(order.GetDirective())),
 		url.QueryEscape(order.GetShipping().GetAddress().GetCountry()), url.QueryEscape(order.GetAccount()),
+		strconv.Itoa(int(event.GetPreviousDirective())),
 	}, ",")
 }
 
@@ -312,7 +337,8 @@ func (r *OrderRecord) decodeHeader(header string) {
 	livemode, rest, _ := strings.Cut(rest, ",")
 	directive, rest, _ := strings.Cut(rest, ",")
 	country, rest, _ := strings.Cut(rest, ",")
-	account, _, _ := strings.Cut(rest, ",") // later versions may have more
+	account, rest, _ := strings.Cut(rest, ",")
+	previous, _, _ := strings.Cut(rest, ",") // later versions may have more
 	number := func(text string) int32 {
 		n, _ := strconv.ParseInt(text, 10, 32)
 		return int32(n)
@@ -320,6 +346,7 @@ func (r *OrderRecord) decodeHeader(header string) {
 	r.Kind, r.Livemode, r.Directive = ordergatev1.OrderEventKind(number(kind)), livemode == "true", ordergatev1.Directive(number(directive))
 	r.Country, _ = url.QueryUnescape(country)
 	r.Account, _ = url.QueryUnescape(account)
+	r.PreviousDirective = ordergatev1.Directive(number(previous))
 }
 
 // KeepOrders keeps order events for at least so long, and no longer than that and

@@ -36,6 +36,11 @@ func checkEventFilter(filter *ordergatev1.OrderEventFilter) error {
 			return invalid("filter.kinds", "%v is not a kind of order event", kind)
 		}
 	}
+	for _, directive := range filter.GetDirectives() {
+		if _, known := ordergatev1.Directive_name[int32(directive)]; !known || directive == ordergatev1.Directive_DIRECTIVE_UNSPECIFIED {
+			return invalid("filter.directives", "%v is not a directive", directive)
+		}
+	}
 	if n := len(filter.GetOrderIds()); n > maxFilterIDs {
 		return invalid("filter.order_ids", "has %d ids, at most %d: watch everything and select yourself", n, maxFilterIDs)
 	}

@@ -458,11 +458,12 @@ func (p *Pipeline) change(ctx context.Context, orderID, sourceEventID string, de
 // previous.
 func (p *Pipeline) append(ctx context.Context, change *orders.Change, sourceEventID string, previous uint64) error {
 	_, err := p.Log.AppendOrder(ctx, &ordergatev1.OrderEvent{
-		Id:            change.Order.GetId() + "." + strconv.FormatInt(change.Order.GetRevision(), 10),
-		Kind:          change.Kind,
-		Order:         change.Order,
-		SourceEventId: sourceEventID,
-		Note:          change.Note,
+		Id:                change.Order.GetId() + "." + strconv.FormatInt(change.Order.GetRevision(), 10),
+		Kind:              change.Kind,
+		Order:             change.Order,
+		SourceEventId:     sourceEventID,
+		Note:              change.Note,
+		PreviousDirective: change.PreviousDirective,
 	}, previous)
 	return err
 }
