@@ -292,6 +292,28 @@ func (l *Log) DurableOrder(ctx context.Context, orderID string) (*OrderRecord, e
 	return record, nil
 }
 
+// NewestAfter returns the newest durable event of an order if it was stored after a
+// sequence; nil otherwise. It is answered from memory if the newest events
+// reach back to the sequence. fromLeader has the leader of a cluster answer, which
+// knows of events that other gateways stored a moment ago.
+func (l *Log) NewestAfter(ctx context.Context, orderID string, after uint64, fromLeader bool) (*OrderRecord, error) {
+	e, err := l.current()
+	if err != nil {
+		return nil, err
+	}
+	if !fromLeader || !e.shared {
+		frontier, _ := e.durable()
+		if r, ok := e.tail.newestAfter(orderID, after); ok && (r == nil || r.Sequence <= frontier) {
+			return r, nil
+		}
+	}
+	r, err := l.DurableOrder(ctx, orderID)
+	if errors.Is(err, ErrNotFound) || err == nil && r.Sequence <= after {
+		return nil, nil
+	}
+	return r, err
+}
+
 func (e *engine) newestOrder(ctx context.Context, orderID string) (*OrderRecord, error) {
 	if !ValidOrderID(orderID) {
 		return nil, fmt.Errorf("order %.40q: %w", orderID, ErrNotFound)
