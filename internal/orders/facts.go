@@ -147,7 +147,7 @@ func causes(o *ordergatev1.Order, refunds refundSum) (all []*ordergatev1.HoldRel
 // decide writes the order's status, its refunded sum, its directive and all
 // reasons.
 func (f facts) decide(o *ordergatev1.Order) {
-	waits, holds, cancels := f.waits(), f.holds(), f.cancels()
+	waits, holds, cancels := f.waits(), f.holds(), standing(o, f.cancels())
 	o.Status = f.status()
 	f.refunds.show(o)
 	o.Directive = ordergatev1.Directive_DIRECTIVE_SHIP

@@ -25,7 +25,7 @@
 // An event that only follows up an order changes nothing while its order is not
 // known: it is to come again when it is.
 //
-// What an operator does ([Hold], [Release]) has its place in time: it is about
+// What an operator does ([Hold], [Release], [Reinstate]) has its place in time: it is about
 // the order as it stands.
 //
 // What an incomplete order lacks is said in a field, never by being empty.

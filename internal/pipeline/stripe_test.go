@@ -599,8 +599,8 @@ func TestLostSaleIsRecovered(t *testing.T) {
 	r.until(story[0].OrderID, func(o *ordergatev1.Order) bool {
 		return o.GetLineItemsState() == ordergatev1.LineItemsState_LINE_ITEMS_STATE_COMPLETE
 	})
-	released, err := r.pipeline.Release(r.deadline(), story[0].OrderID, "not shipped yet")
-	if err != nil || released.GetDirective() != ordergatev1.Directive_DIRECTIVE_SHIP {
+	released, err := r.pipeline.Release(r.deadline(), story[0].OrderID, "not shipped yet", nil)
+	if err != nil || released.After.GetDirective() != ordergatev1.Directive_DIRECTIVE_SHIP {
 		t.Errorf("released = %v, %v", released, err)
 	}
 }
@@ -617,9 +617,15 @@ func TestOperators(t *testing.T) {
 	if again, err := r.pipeline.Hold(r.deadline(), id, "wrong size"); err != nil || again.GetRevision() != held.GetRevision() {
 		t.Errorf("held twice: %v, %v", again, err)
 	}
-	released, err := r.pipeline.Release(r.deadline(), id, "found it")
-	if err != nil || released.GetDirective() != ordergatev1.Directive_DIRECTIVE_SHIP {
+	released, err := r.pipeline.Release(r.deadline(), id, "found it", nil)
+	if err != nil || released.After.GetDirective() != ordergatev1.Directive_DIRECTIVE_SHIP || released.Before.GetDirective() != ordergatev1.Directive_DIRECTIVE_HOLD {
 		t.Errorf("released = %v, %v", released, err)
+	}
+	if _, err := r.pipeline.Release(r.deadline(), id, "again", nil); !errors.Is(err, ErrNotHeld) {
+		t.Errorf("released twice: %v", err)
+	}
+	if _, err := r.pipeline.Reinstate(r.deadline(), id, "x"); !errors.Is(err, ErrNotCanceled) {
+		t.Errorf("reinstated: %v", err)
 	}
 	if diff := cmp.Diff([]string{id + ".1 PAID of " + story[0].ID, id + ".2 HELD of ", id + ".3 RELEASED of "}, r.changes()); diff != "" {
 		t.Error(diff)
