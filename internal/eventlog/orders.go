@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"math"
 	"net/url"
 	"slices"
 	"strconv"
@@ -579,7 +580,7 @@ func (l *Log) SequenceBefore(ctx context.Context, at time.Time) (uint64, error) 
 		return 0, err
 	}
 	frontier, _ := e.durable()
-	records, err := e.readOrders(ctx, 1, readFrom{time: at})
+	records, err := e.readOrders(ctx, 1, readFrom{time: engineTime(at)})
 	if err != nil {
 		return 0, err
 	}
@@ -587,6 +588,19 @@ func (l *Log) SequenceBefore(ctx context.Context, at time.Time) (uint64, error) 
 		return frontier, nil
 	}
 	return min(frontier, records[0].Sequence-1), nil
+}
+
+// engineTime bounds a time to those that the engine can compare: it counts nanoseconds
+// since 1970 in 64 bits, so that a time after 2262 would turn into one long ago.
+func engineTime(at time.Time) time.Time {
+	earliest, latest := time.Unix(0, 0), time.Unix(0, math.MaxInt64)
+	switch {
+	case at.Before(earliest):
+		return earliest.UTC()
+	case at.After(latest):
+		return latest.UTC()
+	}
+	return at
 }
 
 // OrderEvents returns durable events of one order behind the sequence after,
