@@ -5,7 +5,9 @@
 // It promises:
 //
 //   - Every event that the filter selects is delivered until it is acknowledged,
-//     skipped, or made a dead letter, whatever ends in between.
+//     skipped, or made a dead letter, whatever ends in between. In LATEST, the
+//     newest revision of its order is delivered in its place, and nothing older
+//     than the newest stored revision ever is.
 //   - The events of one order are delivered in their order, one at a time: the
 //     next one when the one before is settled. An order that is held back, by a
 //     delay or a dead letter, holds back no other.
