@@ -304,7 +304,7 @@ func (l *Log) NewestAfter(ctx context.Context, orderID string, after uint64, fro
 	}
 	if !fromLeader || !e.shared {
 		frontier, _ := e.durable()
-		if r, ok := e.tail.newestAfter(orderID, after); ok && (r == nil || r.Sequence <= frontier) {
+		if r, ok := e.tail.newestAfter(orderID, after, frontier); ok && (r == nil || r.Sequence <= frontier) {
 			return r, nil
 		}
 	}

@@ -101,11 +101,12 @@ func (t *tail) add(r *OrderRecord) {
 }
 
 // newestAfter returns the newest event of an order after a sequence, nil if there is
-// none. ok is false if the tail does not reach back to the sequence.
-func (t *tail) newestAfter(orderID string, after uint64) (r *OrderRecord, ok bool) {
+// none. ok is false if the tail does not reach back to the sequence, or does not reach
+// last yet.
+func (t *tail) newestAfter(orderID string, after, last uint64) (r *OrderRecord, ok bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if after < t.from {
+	if after < t.from || t.to < last {
 		return nil, false
 	}
 	if r = t.newest[orderID]; r != nil && r.Sequence <= after {

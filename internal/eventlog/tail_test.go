@@ -78,6 +78,10 @@ func TestNewestAfter(t *testing.T) {
 	e.tail.from = second + 1 // as if everything had been trimmed
 	e.tail.mu.Unlock()
 	both()
+	e.tail.mu.Lock()
+	e.tail.from, e.tail.to, e.tail.newest = 0, first, map[string]*OrderRecord{} // as if it was being loaded
+	e.tail.mu.Unlock()
+	both()
 }
 
 // The tail is bounded, and keeps nothing of what was erased.
