@@ -425,14 +425,14 @@ func (f *fixture) storeDirectives(id string, directives ...ordergatev1.Directive
 	}
 }
 
-// current returns the next delivery that is current.
-func (f *fixture) current(s *Subscription, w *Worker) Delivery {
+// current returns the next deliveries that are current.
+func (f *fixture) current(s *Subscription, w *Worker) []Delivery {
 	f.t.Helper()
 	for {
 		select {
 		case <-w.Signal():
 			if deliveries := s.Current(f.ctx(), w.Take()); len(deliveries) > 0 {
-				return deliveries[0]
+				return deliveries
 			}
 		case <-f.ctx().Done():
 			f.t.Fatal("nothing is delivered")
@@ -458,7 +458,7 @@ func TestLatestDeliveriesAreCurrent(t *testing.T) {
 		t.Fatal(err)
 	}
 	// The filter excludes the newest revision, which is delivered all the same.
-	d := f.current(s, w)
+	d := f.current(s, w)[0]
 	if d.Record.Revision() != 3 || d.Record.Directive != cancel || len(d.Replaced) != 1 || d.Newest.Revision() != 3 {
 		t.Errorf("revision %d, %v, replaces %v", d.Record.Revision(), d.Record.Directive, d.Replaced)
 	}
@@ -473,7 +473,7 @@ func TestLatestDeliveriesAreCurrent(t *testing.T) {
 	if current := s.Current(f.ctx(), taken); len(current) > 0 {
 		t.Errorf("revision %d is sent, which is outdated", current[0].Record.Revision())
 	}
-	if d = f.current(s, w); d.Record.Directive != hold || d.Attempt != 1 {
+	if d = f.current(s, w)[0]; d.Record.Directive != hold || d.Attempt != 1 {
 		t.Errorf("%v, attempt %d", d.Record.Directive, d.Attempt)
 	}
 	if got := f.results(s.Settle([]string{d.ID}, nil, nil)); got != "OK " {
@@ -489,7 +489,7 @@ func TestLatestDeliveriesAreCurrent(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d = f.current(every, w)
+	d = f.current(every, w)[0]
 	if d.Record.Directive != ship || d.Newest.Directive != cancel || d.Newest.Revision() != 3 || len(d.Replaced) > 0 {
 		t.Errorf("%v, newest %v of revision %d, replaces %v", d.Record.Directive, d.Newest.Directive, d.Newest.Revision(), d.Replaced)
 	}
@@ -519,5 +519,46 @@ func TestDeliveryModeOfOldSubscriptions(t *testing.T) {
 	}
 	if got := s.Settings().GetDelivery(); got != everyEvent {
 		t.Errorf("an old subscription has %v", got)
+	}
+}
+
+// A backlog much larger than the window is worked off with one delivery for each order,
+// also after a seek.
+func TestLatestWorksOffABacklog(t *testing.T) {
+	const orders, revisions = 200, 4
+	const ship = ordergatev1.Directive_DIRECTIVE_SHIP
+	f := newFixture(t)
+	for range revisions {
+		for i := range orders {
+			f.storeDirectives(fmt.Sprintf("cs_%d", i), ship)
+		}
+	}
+	s, err := f.m.Create(f.ctx(), &ordergatev1.Subscription{Name: "s"}, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := s.Attach(WorkerConfig{MaxEvents: 3, MaxBytes: 1 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		seen := map[string]bool{}
+		for len(seen) < orders {
+			for _, d := range f.current(s, w) {
+				if seen[d.Record.OrderID] || d.Record.Revision() != revisions || fmt.Sprint(d.Replaced) != "[1 2 3]" {
+					t.Fatalf("revision %d of %s, replaces %v", d.Record.Revision(), d.Record.OrderID, d.Replaced)
+				}
+				seen[d.Record.OrderID] = true
+				if got := f.results(s.Settle([]string{d.ID}, nil, nil)); got != "OK " {
+					t.Fatalf("the ack is answered %s", got)
+				}
+			}
+		}
+		if described, err := s.Describe(f.ctx()); err != nil || described.GetStats().GetPendingOrders() != 0 || described.GetStats().GetBacklog() != 0 {
+			t.Errorf("figures %v, %v", described.GetStats(), err)
+		}
+		if err := s.Seek(f.ctx(), 0); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
