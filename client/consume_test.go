@@ -72,8 +72,8 @@ func TestConsumeOpens(t *testing.T) {
 	})
 }
 
-// A handler learns which revisions a delivery replaces and what the newest one is, and
-// the log has the gateway's warnings about the filter.
+// A handler sees the replaced revisions and the newest one, and the log has the gateway's
+// warnings about the filter.
 func TestConsumeShowsTheNewestRevision(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := newDesk(t, func(l *line) error {

@@ -263,7 +263,7 @@ func newStripeClient(cfg config.Config, metrics prometheus.Registerer, logger *s
 	return stripeapi.New(stripeapi.Config{Keys: cfg.StripeAPIKey, Base: cfg.StripeAPIBase, Rate: cfg.StripeRate, Logger: logger, Metrics: metrics})
 }
 
-// missingKey returns the modes without a Stripe API key, and what their orders lack;
+// missingKey returns the modes without a Stripe API key, and the consequences. Both are
 // empty if there is a key for each mode.
 func missingKey(cfg config.Config, stripe *stripeapi.Client) (modes, lack string) {
 	live, test := stripe != nil && stripe.Has(true), stripe != nil && stripe.Has(false)

@@ -51,7 +51,7 @@ type commands struct {
 	Watch         watchCommand          `cmd:"" help:"Print order events as they happen."`
 	Orders        ordersCommands        `cmd:"" help:"List orders, show one, or restore a canceled one."`
 	Hold          holdCommand           `cmd:"" help:"Stop an order: its parcel is to be kept."`
-	Release       releaseCommand        `cmd:"" help:"Release an order from what holds it."`
+	Release       releaseCommand        `cmd:"" help:"Release an order from the causes that hold it."`
 	Subscriptions subscriptionsCommands `cmd:"" help:"Make, list, show, change, move and delete durable subscriptions."`
 	Consume       consumeCommand        `cmd:"" help:"Print the events of a subscription, and acknowledge them."`
 	DeadLetters   deadLettersCommands   `cmd:"" help:"List the events that a subscription could not have handled, deliver them again, or give them up."`

@@ -42,7 +42,7 @@ func (f *operateFlags) run(c console, call func(ordergatev1.OrderServiceClient) 
 // causesOf writes a line for each cause that an operator's decision was about.
 func causesOf(response decided) string {
 	var lines strings.Builder
-	line := func(what, reason, cause string) { fmt.Fprintf(&lines, "%s: %s\n", what, joined(reason, cause)) }
+	line := func(change, reason, cause string) { fmt.Fprintf(&lines, "%s: %s\n", change, joined(reason, cause)) }
 	switch r := response.(type) {
 	case *ordergatev1.ReleaseOrderResponse:
 		for _, cause := range r.GetReleased() {

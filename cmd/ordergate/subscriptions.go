@@ -120,7 +120,7 @@ type subscriptionsCreateCommand struct {
 
 // Help is the longer text of `ordergate subscriptions create --help`.
 func (subscriptionsCreateCommand) Help() string {
-	return `The gateway keeps the subscription's place: its workers are handed the events that none of them has acknowledged. It begins with what is stored from now on, unless told otherwise. A worker receives the newest revision of an order in place of all its pending events, unless --delivery every-event is given. The name is of lower-case letters, digits and hyphens.
+	return `The gateway keeps the subscription's place: its workers are handed the events that none of them has acknowledged. It begins with events stored from now on, unless a start is given. A worker receives the newest revision of an order in place of all its pending events, unless --delivery every-event is given. The name is of lower-case letters, digits and hyphens.
 
 Examples:
   ordergate subscriptions create shipping --live --directive SHIP,HOLD,CANCEL --directive-changes
@@ -340,7 +340,7 @@ type subscriptionsUpdateCommand struct {
 
 // Help is the longer text of `ordergate subscriptions update --help`.
 func (subscriptionsUpdateCommand) Help() string {
-	return `What is not given stays, in the filter too: --directive takes the place of the directives, and leaves the countries. The settings hold for what is delivered from then on; a new filter, for events that the gateway has not looked at yet.
+	return `Settings without a flag stay, conditions of the filter too: --directive replaces the directives and leaves the countries. The settings apply to later deliveries; a new filter, to events that the gateway has not looked at yet.
 
 Examples:
   ordergate subscriptions update shipping --ack-deadline 2m

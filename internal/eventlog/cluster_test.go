@@ -226,7 +226,7 @@ func TestSharedLog(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	t.Run("a delivery knows of what another gateway has just stored", func(t *testing.T) {
+	t.Run("a delivery sees an event that another gateway has just stored", func(t *testing.T) {
 		previous := uint64(0)
 		for revision := range int64(20) {
 			sequence := appendOrder(t, a, "cs_delivered", revision+1, previous)

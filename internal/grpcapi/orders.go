@@ -220,7 +220,7 @@ func checkOperation(request interface {
 	}
 	reason = strings.TrimSpace(request.GetReason())
 	if reason == "" {
-		return "", invalid("reason", "is required: say why, for those who find the order like this")
+		return "", invalid("reason", "is required: state why, for the next reader of the order's history")
 	}
 	if n := utf8.RuneCountInString(reason); n > maxReason {
 		return "", invalid("reason", "has %d characters, at most %d", n, maxReason)

@@ -24,9 +24,9 @@ func Hold(current *ordergatev1.Order, reason string) *Change {
 
 // Release is an operator releasing an order, for a reason in the operator's own
 // words, from each cause that holds it at this moment: this dispute, this
-// review, this warning, not having been seen before. What is heard of the same
-// cause later does not hold the order again; another cause does. The result is
-// nil if nothing holds the order.
+// review, this warning, not having been seen before. Later events about the same
+// cause do not hold the order again; another cause does. The result is nil if
+// nothing holds the order.
 //
 // It does not ship what is to be cancelled, or is not paid.
 func Release(current *ordergatev1.Order, reason string) *Change {

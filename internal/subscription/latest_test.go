@@ -96,7 +96,7 @@ func TestLatestAfterAFailedDelivery(t *testing.T) {
 	}
 }
 
-// A late acknowledgement settles what its worker has seen, and nothing newer.
+// A late acknowledgement settles the events that its worker has seen, and nothing newer.
 func TestLatestLateAcknowledgement(t *testing.T) {
 	b := newLatestBench(t)
 	w := b.attach("w", 10)
@@ -118,8 +118,7 @@ func TestLatestLateAcknowledgement(t *testing.T) {
 	b.wantReplacing("the newer event", w, "a5[]")
 }
 
-// An ack that names more events than a restarted gateway has looked at is not taken for
-// one of fewer.
+// After a restart, an ack of several events is not taken for one of fewer.
 func TestLatestAckAfterRestart(t *testing.T) {
 	b := newLatestBench(t)
 	w := b.attach("w", 10)
@@ -134,7 +133,7 @@ func TestLatestAckAfterRestart(t *testing.T) {
 	w = b.attach("w", 10)
 	b.work()
 	b.want("when they are read", b.ack(out[0]), "OK")
-	b.wantReplacing("what is left", w)
+	b.wantReplacing("the rest", w)
 }
 
 func TestLatestLeavesOutWhatTheFilterExcludes(t *testing.T) {
@@ -166,7 +165,7 @@ func TestModeChanges(t *testing.T) {
 	b.q.settings.Delivery = latest
 	b.pass(time.Hour)
 	b.want("ack", b.ack(b.wantReplacing("newest", w, "b6[4 5]")[0]), "OK")
-	b.wantReplacing("what is left", w)
+	b.wantReplacing("the rest", w)
 }
 
 // Attempts count for a revision, not for an order.

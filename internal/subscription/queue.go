@@ -138,11 +138,11 @@ type laneRead struct {
 	latest   bool // read the order's newest event
 }
 
-// found is what was read for a lane.
+// found is the result of reading a lane.
 type found struct {
 	record *eventlog.OrderRecord // nil if the target is no longer kept
-	// next is the sequence of the first event after the target that the filter selects, as
-	// far as the queue had looked at upTo; 0 if there is none. Only if behind was set.
+	// next is the sequence of the first event after the target that the filter selects, up
+	// to the position upTo; 0 if there is none. Only if behind was set.
 	next, upTo uint64
 
 	stored  time.Time // when the oldest event that record stands for was stored
@@ -208,7 +208,7 @@ func (q *queue) list(l *lane) {
 	}
 }
 
-// apply takes what was read for a lane. It reports whether its target is still kept.
+// apply takes the result of reading a lane. It reports whether its target is still kept.
 func (q *queue) apply(read laneRead, f found, now time.Time) (kept bool) {
 	l := read.lane
 	switch {
@@ -241,7 +241,7 @@ func (q *queue) applyNewest(read laneRead, f found, now time.Time) (kept bool) {
 	l := read.lane
 	switch {
 	case l.arrived && q.position > f.checked:
-		q.readAgain(read) // what arrived may be newer still
+		q.readAgain(read) // the arrived event may be newer still
 		return true
 	case f.last > q.position && (q.deferred.Len() < q.maxDeferred || l.redriving()):
 		l.event = nil
@@ -378,8 +378,7 @@ func (q *queue) note(l *lane) {
 	}
 }
 
-// finish ends what there is to do about the target of a lane, and about what was read
-// with it.
+// finish settles the target of a lane, and every event that was delivered with it.
 func (q *queue) finish(l *lane, now time.Time) {
 	q.lift(l)
 	l.settle()
@@ -449,8 +448,8 @@ func (q *queue) giveBack(l *lane, why string, now time.Time) {
 	q.place(l, now)
 }
 
-// recall takes back a delivery that was not sent, because its order has a newer event
-// or that is not known.
+// recall takes back a delivery that was not sent: its order has a newer event, or the
+// newest one could not be read.
 func (q *queue) recall(text string, now time.Time) {
 	l, _ := q.findLeased(text)
 	if l == nil {

@@ -71,8 +71,8 @@ type selection func(r *eventlog.OrderRecord) (event, order bool)
 
 func selectsAll(*eventlog.OrderRecord) (event, order bool) { return true, true }
 
-// lookUpIn does in a log what Subscription.lookUp and lookUpNewest do. Events that were
-// removed are nil.
+// lookUpIn is Subscription.lookUp and lookUpNewest for a list of events. Removed events
+// are nil.
 func lookUpIn(log []*eventlog.OrderRecord, read laneRead, upTo uint64, selects selection) found {
 	f := found{upTo: upTo, checked: uint64(len(log))}
 	for _, r := range log[read.sequence-1:] {
@@ -111,8 +111,7 @@ func newestIn(log []*eventlog.OrderRecord, order string) (newest *eventlog.Order
 	return newest
 }
 
-// take returns what a worker is given now: if the newest events are delivered, without
-// those that have a newer one.
+// take returns the deliveries of a worker now. In LATEST it recalls the outdated ones.
 func (b *bench) take(w *Worker) (current []Delivery) {
 	for recalled := true; recalled; {
 		recalled = false

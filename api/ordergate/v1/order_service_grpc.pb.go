@@ -102,7 +102,7 @@ type OrderServiceClient interface {
 	//
 	// Each order leaves a tombstone without personal data, a last event (ERASED)
 	// with the directive CANCEL, which every subscriber hears of whose filter
-	// selects its kind, whatever it says of countries and metadata. What Stripe
+	// selects its kind and directive, whatever it says of countries and metadata. What Stripe
 	// sends about the order later changes nothing and is erased as well. Each
 	// Stripe event leaves a tombstone too, so that its id stays taken.
 	//
@@ -290,7 +290,7 @@ type OrderServiceServer interface {
 	//
 	// Each order leaves a tombstone without personal data, a last event (ERASED)
 	// with the directive CANCEL, which every subscriber hears of whose filter
-	// selects its kind, whatever it says of countries and metadata. What Stripe
+	// selects its kind and directive, whatever it says of countries and metadata. What Stripe
 	// sends about the order later changes nothing and is erased as well. Each
 	// Stripe event leaves a tombstone too, so that its id stays taken.
 	//
