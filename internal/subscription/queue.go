@@ -244,7 +244,7 @@ func (q *queue) applyNewest(read laneRead, f found, now time.Time) (kept bool) {
 		q.readAgain(read) // the arrived event may be newer still
 		return true
 	case f.last > q.position && (q.deferred.Len() < q.maxDeferred || l.redriving()):
-		l.event = nil
+		l.target().goods = goodsOf(f.record)
 		l.state, l.awaits = laneDeferred, f.last
 		q.deferred.add(l)
 		return true
