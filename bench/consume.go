@@ -121,7 +121,7 @@ func subscribed(ctx context.Context, addr string, n, events int, work func(ctx c
 	for i := range n {
 		name := fmt.Sprintf("bench-%d", i)
 		if _, err := service.CreateSubscription(ctx, &ordergatev1.CreateSubscriptionRequest{
-			Subscription: &ordergatev1.Subscription{Name: name},
+			Subscription: &ordergatev1.Subscription{Name: name, Delivery: ordergatev1.DeliveryMode_DELIVERY_MODE_EVERY_EVENT},
 			Start:        &ordergatev1.SubscriptionPosition{Position: &ordergatev1.SubscriptionPosition_Beginning{Beginning: true}},
 		}); err != nil {
 			return err

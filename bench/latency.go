@@ -128,7 +128,7 @@ func (b *bench) latencyTo(ctx context.Context, m *maker, name string, open func(
 
 // workFromNow has a worker take and acknowledge what comes from now on.
 func workFromNow(ctx context.Context, addr string) (<-chan arrival, error) {
-	w, err := openWorker(ctx, addr, &ordergatev1.ConsumeOpen{Subscription: "latency", Create: &ordergatev1.Subscription{}})
+	w, err := openWorker(ctx, addr, &ordergatev1.ConsumeOpen{Subscription: "latency", Create: &ordergatev1.Subscription{Delivery: ordergatev1.DeliveryMode_DELIVERY_MODE_EVERY_EVENT}})
 	if err != nil {
 		return nil, err
 	}

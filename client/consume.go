@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math"
 	"os"
 	"strings"
@@ -46,6 +47,17 @@ type Delivery struct {
 	// Redriven is true when an operator had a dead letter delivered again. Later
 	// events of its order may have been dealt with before.
 	Redriven bool
+	// ReplacedRevisions are the revisions of the order that this delivery replaces,
+	// ascending: they are not delivered by themselves, and are settled with it. Empty
+	// if the subscription has every event delivered.
+	ReplacedRevisions []int64
+	// LatestRevision is the order's newest revision when the gateway sent the
+	// delivery; 0 from a gateway that does not say.
+	LatestRevision int64
+	// LatestDirective is the directive of that revision. Do not ship if it is HOLD or
+	// CANCEL, whatever the directive in Event is. Unspecified from a gateway that does
+	// not say.
+	LatestDirective ordergatev1.Directive
 }
 
 var (
@@ -113,6 +125,9 @@ type ConsumeOptions struct {
 	// then on when nil.
 	Start *ordergatev1.SubscriptionPosition
 
+	// Logger takes the gateway's warnings about the filter of a subscription that
+	// Create made: slog.Default() when nil.
+	Logger *slog.Logger
 	// OnOpen, if set, is called whenever a stream was opened, with what the gateway
 	// says about it: the settings of the subscription, and whether Create made it.
 	// It must return soon, like OnRetry.

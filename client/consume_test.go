@@ -1,9 +1,11 @@
 package client_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"os"
 	"runtime"
@@ -66,6 +68,38 @@ func TestConsumeOpens(t *testing.T) {
 		}
 		if a, b := clientID(t), clientID(t); a == b {
 			t.Errorf("two workers are %s", a)
+		}
+	})
+}
+
+// A handler sees the replaced revisions and the newest one, and the log has the gateway's
+// warnings about the filter.
+func TestConsumeShowsTheNewestRevision(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newDesk(t, func(l *line) error {
+			l.send(&ordergatev1.ConsumeResponse{Payload: &ordergatev1.ConsumeResponse_Opened{Opened: &ordergatev1.ConsumeOpened{
+				Created: true, Subscription: &ordergatev1.Subscription{Name: "shipping"}, Warnings: []string{"filter.kinds leaves out HELD"},
+			}}})
+			message := delivery("cs_1.3#1")
+			l.out["cs_1.3#1"] = true
+			message.GetDelivery().ReplacedRevisions = []int64{1, 2}
+			message.GetDelivery().LatestRevision, message.GetDelivery().LatestDirective = 4, ordergatev1.Directive_DIRECTIVE_HOLD
+			l.send(message)
+			return l.serve()
+		})
+		var logged bytes.Buffer
+		var got *client.Delivery
+		w := consume(t, d.client(t), func(_ context.Context, delivery *client.Delivery) error {
+			got = delivery
+			return nil
+		}, client.ConsumeOptions{Logger: slog.New(slog.NewTextHandler(&logged, nil))})
+		pass(time.Second)
+		w.stop()
+		if got == nil || !slices.Equal(got.ReplacedRevisions, []int64{1, 2}) || got.LatestRevision != 4 || got.LatestDirective != ordergatev1.Directive_DIRECTIVE_HOLD {
+			t.Errorf("delivery %+v", got)
+		}
+		if !strings.Contains(logged.String(), `subscription=shipping hint="filter.kinds leaves out HELD"`) {
+			t.Errorf("the log has %q", &logged)
 		}
 	})
 }

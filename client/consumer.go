@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"sync"
 	"time"
@@ -361,6 +362,7 @@ func (c *consumer) receive(m *ordergatev1.ConsumeResponse) {
 			}
 			c.tick.Reset(s.pulse())
 			c.watchdog.Reset(c.patience)
+			c.logWarnings(opened)
 			if c.options.OnOpen != nil {
 				c.options.OnOpen(opened)
 			}
@@ -377,6 +379,17 @@ func (c *consumer) receive(m *ordergatev1.ConsumeResponse) {
 		}
 	case m.GetDraining() != nil:
 		s.draining = true
+	}
+}
+
+// logWarnings logs the gateway's warnings about the subscription.
+func (c *consumer) logWarnings(opened *ordergatev1.ConsumeOpened) {
+	logger := c.options.Logger
+	if logger == nil {
+		logger = slog.Default()
+	}
+	for _, warning := range opened.GetWarnings() {
+		logger.Warn("subscription filter can hide a HOLD or CANCEL", "subscription", opened.GetSubscription().GetName(), "hint", warning)
 	}
 }
 
@@ -431,7 +444,10 @@ func (c *consumer) deliver(d *ordergatev1.Delivery) {
 		if t.delivery == nil {
 			c.queue = append(c.queue, t)
 		}
-		t.delivery = &Delivery{ID: id, Event: d.GetEvent(), Attempt: int(d.GetAttempt()), Redriven: d.GetRedriven()}
+		t.delivery = &Delivery{
+			ID: id, Event: d.GetEvent(), Attempt: int(d.GetAttempt()), Redriven: d.GetRedriven(),
+			ReplacedRevisions: d.GetReplacedRevisions(), LatestRevision: d.GetLatestRevision(), LatestDirective: d.GetLatestDirective(),
+		}
 	}
 }
 

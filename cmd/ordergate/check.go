@@ -437,12 +437,14 @@ func (k *checker) clock(ctx context.Context) {
 
 // keys tries what the Stripe API keys may read.
 func (k *checker) keys(ctx context.Context) {
-	if len(k.StripeAPIKey) == 0 {
-		k.found("API key", warn, "none: orders carry no line items, and what is sent while the gateway is away is not listed", "give a restricted key with STRIPE_API_KEY")
-		return
+	if len(k.StripeAPIKey) > 0 && k.parts.stripe == nil {
+		return // reported with the settings
+	}
+	if modes, lack := missingKey(k.Config, k.parts.stripe); modes != "" {
+		k.found("API key", warn, "none for "+modes+": "+lack, "give a restricted key of each mode that the gateway receives with STRIPE_API_KEY")
 	}
 	if k.parts.stripe == nil {
-		return // what is wrong was said with the settings
+		return
 	}
 	for _, live := range []bool{true, false} {
 		if !k.parts.stripe.Has(live) {

@@ -96,7 +96,9 @@ func (s *startFlags) position() *ordergatev1.SubscriptionPosition {
 // filterFlags select order events.
 type filterFlags struct {
 	Order     []string `name:"order" placeholder:"ID" help:"Only these orders."`
-	Kind      []string `name:"kind" placeholder:"KIND" help:"Only these kinds: PLACED, PAID, PAYMENT_FAILED, EXPIRED, CANCELED, REFUNDED, HELD, RELEASED, UPDATED, ERASED."`
+	Directive []string `name:"directive" placeholder:"NAME" help:"Only events after which the order has one of these directives: WAIT, SHIP, HOLD, CANCEL."`
+	Changes   bool     `name:"directive-changes" help:"Only events that changed the directive."`
+	Kind      []string `name:"kind" placeholder:"KIND" help:"Only these kinds: PLACED, PAID, PAYMENT_FAILED, EXPIRED, CANCELED, REFUNDED, HELD, RELEASED, UPDATED, ERASED. An event of any kind can change the directive: prefer --directive."`
 	modeFlags `embed:""`
 	Account   []string          `name:"account" sep:"none" placeholder:"ID" help:"Only sales of this connected account (acct_…); \"\" stands for the platform's own. May be repeated."`
 	Country   []string          `name:"country" placeholder:"CODE" help:"Only orders that go to these countries (ISO 3166-1: DE)."`
@@ -110,7 +112,14 @@ func (f *filterFlags) filter(own *ordergatev1.OrderEventFilter) (*ordergatev1.Or
 	if err != nil {
 		return nil, err
 	}
-	given := &ordergatev1.OrderEventFilter{Kinds: kinds, Livemode: f.livemode(), OrderIds: f.Order, Accounts: f.Account, Metadata: f.Metadata}
+	directives, err := enumValues[ordergatev1.Directive]("directive", f.Directive)
+	if err != nil {
+		return nil, err
+	}
+	given := &ordergatev1.OrderEventFilter{
+		Kinds: kinds, Directives: directives, DirectiveChangedOnly: f.Changes,
+		Livemode: f.livemode(), OrderIds: f.Order, Accounts: f.Account, Metadata: f.Metadata,
+	}
 	for _, country := range f.Country {
 		given.ShipToCountries = append(given.ShipToCountries, strings.ToUpper(country))
 	}

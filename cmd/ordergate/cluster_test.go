@@ -187,7 +187,7 @@ func (c *clustered) client(g *crashing) *client.Client {
 func (c *clustered) work(ctx context.Context, g *crashing) {
 	gateway := c.client(g)
 	defer gateway.Close()
-	err := gateway.Consume(ctx, "shipping", c.handle, client.ConsumeOptions{Heartbeat: time.Second, Create: &ordergatev1.Subscription{MaxAttempts: 1000},
+	err := gateway.Consume(ctx, "shipping", c.handle, client.ConsumeOptions{Heartbeat: time.Second, Create: &ordergatev1.Subscription{MaxAttempts: 1000, Delivery: ordergatev1.DeliveryMode_DELIVERY_MODE_EVERY_EVENT},
 		Start: &ordergatev1.SubscriptionPosition{Position: &ordergatev1.SubscriptionPosition_Beginning{Beginning: true}}})
 	if err != nil {
 		c.t.Error(err)

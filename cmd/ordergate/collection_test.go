@@ -374,8 +374,9 @@ func collect(t *testing.T, release, how string) {
 	// held back for another attempt, and an event that a worker has in hand; and one
 	// that nobody has consumed.
 	for _, create := range []*ordergatev1.Subscription{
-		{Name: "shipping", AckDeadline: durationpb.New(10 * time.Minute), MinBackoff: durationpb.New(0), MaxAttempts: 7},
-		{Name: "accounting", DeadLetterPolicy: ordergatev1.DeadLetterPolicy_DEAD_LETTER_POLICY_SKIP, Filter: &ordergatev1.OrderEventFilter{
+		{Name: "shipping", AckDeadline: durationpb.New(10 * time.Minute), MinBackoff: durationpb.New(0), MaxAttempts: 7,
+			Delivery: ordergatev1.DeliveryMode_DELIVERY_MODE_EVERY_EVENT},
+		{Name: "accounting", Delivery: ordergatev1.DeliveryMode_DELIVERY_MODE_EVERY_EVENT, DeadLetterPolicy: ordergatev1.DeadLetterPolicy_DEAD_LETTER_POLICY_SKIP, Filter: &ordergatev1.OrderEventFilter{
 			Kinds:    []ordergatev1.OrderEventKind{ordergatev1.OrderEventKind_ORDER_EVENT_KIND_REFUNDED, ordergatev1.OrderEventKind_ORDER_EVENT_KIND_PAID},
 			Livemode: new(false), ShipToCountries: []string{"DE", "AT"}, Metadata: map[string]string{"warehouse": "berlin-1"},
 		}},

@@ -29,7 +29,7 @@ type consumeCommand struct {
 
 // Help is the longer text of `ordergate consume --help`.
 func (consumeCommand) Help() string {
-	return `Prints a line for each event that the subscription has to deliver, and goes on by itself when the connection breaks.
+	return `Prints a line for each event that the subscription has to deliver, and goes on by itself when the connection breaks. A subscription that delivers the newest revision of an order (--delivery latest) names the revisions that it replaces; one that delivers every event names a newer revision, if there is one.
 
 With --ack each event is done with once it was printed. Ctrl-C takes no more events, waits for the results of those that were printed, and ends.
 
@@ -138,6 +138,7 @@ func (p *deliveryPrinter) print(ctx context.Context, delivery *client.Delivery) 
 	if p.json {
 		p.failed = printJSON(p.stdout, &ordergatev1.Delivery{
 			DeliveryId: delivery.ID, Event: delivery.Event, Attempt: int32(delivery.Attempt), Redriven: delivery.Redriven,
+			ReplacedRevisions: delivery.ReplacedRevisions, LatestRevision: delivery.LatestRevision, LatestDirective: delivery.LatestDirective,
 		})
 	} else {
 		_, p.failed = fmt.Fprintln(p.stdout, deliveryLine(delivery))

@@ -61,6 +61,7 @@ func TestWorkThroughCrashes(t *testing.T) {
 	service := ordergatev1.NewSubscriptionServiceClient(conn)
 	_, err = service.CreateSubscription(ctx, &ordergatev1.CreateSubscriptionRequest{Subscription: &ordergatev1.Subscription{
 		Name: "shipping", AckDeadline: durationpb.New(crashDeadline), MaxAttempts: 1000, MinBackoff: durationpb.New(50 * time.Millisecond),
+		Delivery: ordergatev1.DeliveryMode_DELIVERY_MODE_EVERY_EVENT,
 	}, Start: &ordergatev1.SubscriptionPosition{Position: &ordergatev1.SubscriptionPosition_Beginning{Beginning: true}}})
 	if err != nil {
 		t.Fatal(err)
@@ -154,7 +155,7 @@ func TestClientThroughCrashes(t *testing.T) {
 				return
 			}
 			defer gateway.Close()
-			if err := gateway.Consume(working, "shipping", handler, client.ConsumeOptions{Create: &ordergatev1.Subscription{}, Heartbeat: time.Second,
+			if err := gateway.Consume(working, "shipping", handler, client.ConsumeOptions{Create: &ordergatev1.Subscription{Delivery: ordergatev1.DeliveryMode_DELIVERY_MODE_EVERY_EVENT}, Heartbeat: time.Second,
 				Start: &ordergatev1.SubscriptionPosition{Position: &ordergatev1.SubscriptionPosition_Beginning{Beginning: true}}}); err != nil {
 				t.Error(err)
 			}

@@ -125,6 +125,9 @@ func newGateway(ctx context.Context, cfg config.Config, logger *slog.Logger) (_ 
 	if err != nil {
 		return nil, err
 	}
+	if modes, lack := missingKey(cfg, p.stripe); modes != "" {
+		logger.Warn("no Stripe API key for "+modes, "effect", lack, "hint", "set STRIPE_API_KEY to a restricted key (rk_…) of each mode that the gateway receives")
+	}
 	g := &gateway{cfg: cfg, logger: logger, secrets: p.secrets, access: p.access, keys: p.keys, ingressKeys: p.ingressKeys, inProcess: bufconn.Listen(inProcessBuffer)}
 	defer func() {
 		if err != nil {
@@ -263,7 +266,6 @@ const secretKeyMend = "in the Stripe Dashboard (Developers > API keys), create a
 // newStripeClient returns nil without an API key.
 func newStripeClient(cfg config.Config, metrics prometheus.Registerer, logger *slog.Logger) (*stripeapi.Client, error) {
 	if len(cfg.StripeAPIKey) == 0 {
-		logger.Info("no STRIPE_API_KEY: orders carry no line items, and events that are missed while the gateway is away are not listed")
 		return nil, nil
 	}
 	for _, key := range cfg.StripeAPIKey {
@@ -273,6 +275,27 @@ func newStripeClient(cfg config.Config, metrics prometheus.Registerer, logger *s
 		}
 	}
 	return stripeapi.New(stripeapi.Config{Keys: cfg.StripeAPIKey, Base: cfg.StripeAPIBase, Rate: cfg.StripeRate, Logger: logger, Metrics: metrics})
+}
+
+// missingKey returns the modes without a Stripe API key, and the consequences. Both are
+// empty if there is a key for each mode.
+func missingKey(cfg config.Config, stripe *stripeapi.Client) (modes, lack string) {
+	live, test := stripe != nil && stripe.Has(true), stripe != nil && stripe.Has(false)
+	switch {
+	case live && test:
+		return "", ""
+	case live:
+		modes = "test mode"
+	case test:
+		modes = "live mode"
+	default:
+		modes = "live and test mode"
+	}
+	lack = "orders carry no line items, and events that were missed are not listed"
+	if sources := cfg.KeySources(); len(sources) > 0 {
+		lack += "; sales of " + strings.Join(sources, ", ") + " cannot be matched with Checkout Sessions"
+	}
+	return modes, lack
 }
 
 // listen binds every door, and reports every one that is taken.

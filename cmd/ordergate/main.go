@@ -50,9 +50,9 @@ type commands struct {
 	Dev           devCommand            `cmd:"" help:"Run the gateway on this machine, with nothing to set up, and print each order."`
 	Trigger       triggerCommand        `cmd:"" help:"Send a signed sample event to a running gateway."`
 	Watch         watchCommand          `cmd:"" help:"Print order events as they happen."`
-	Orders        ordersCommands        `cmd:"" help:"List orders, or show one."`
+	Orders        ordersCommands        `cmd:"" help:"List orders, show one, or restore a canceled one."`
 	Hold          holdCommand           `cmd:"" help:"Stop an order: its parcel is to be kept."`
-	Release       releaseCommand        `cmd:"" help:"Free an order from all that holds it now."`
+	Release       releaseCommand        `cmd:"" help:"Release an order from the causes that hold it."`
 	Subscriptions subscriptionsCommands `cmd:"" help:"Make, list, show, change, move and delete durable subscriptions."`
 	Consume       consumeCommand        `cmd:"" help:"Print the events of a subscription, and acknowledge them."`
 	DeadLetters   deadLettersCommands   `cmd:"" help:"List the events that a subscription could not have handled, deliver them again, or give them up."`

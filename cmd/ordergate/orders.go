@@ -20,6 +20,8 @@ const maxPage = 500
 type ordersCommands struct {
 	List ordersListCommand `cmd:"" help:"List orders, the most recently changed first."`
 	Show ordersShowCommand `cmd:"" help:"Show all that is known about one order, and its history."`
+
+	Reinstate reinstateCommand `cmd:"" help:"Restore a canceled order."`
 }
 
 type ordersListCommand struct {
@@ -207,6 +209,9 @@ func (s *sheet) showState(order *ordergatev1.Order) {
 	}
 	for _, release := range order.GetHoldReleases() {
 		s.field("Released from", joined(enumName(release.GetReason()), release.GetCause()))
+	}
+	for _, reinstatement := range order.GetReinstatements() {
+		s.field("Reinstated from", joined(enumName(reinstatement.GetReason()), reinstatement.GetCause()))
 	}
 	if order.GetRecovered() {
 		s.field("Recovered", "rebuilt from a lookup at Stripe: its sale event never came")

@@ -61,7 +61,26 @@ func deliveryLine(delivery *client.Delivery) string {
 	if delivery.Redriven {
 		line += "  redriven"
 	}
+	if len(delivery.ReplacedRevisions) > 0 {
+		line += "  replaces " + revisions(delivery.ReplacedRevisions)
+	}
+	if delivery.LatestRevision > delivery.Event.GetOrder().GetRevision() {
+		line += fmt.Sprintf("  outdated: r%d is %s", delivery.LatestRevision, enumName(delivery.LatestDirective))
+	}
 	return line
+}
+
+// revisions writes some revisions of an order, and how many more there are.
+func revisions(all []int64) string {
+	const most = 5
+	var names []string
+	for _, revision := range all[:min(len(all), most)] {
+		names = append(names, fmt.Sprintf("r%d", revision))
+	}
+	if more := len(all) - len(names); more > 0 {
+		names = append(names, fmt.Sprintf("%d more", more))
+	}
+	return strings.Join(names, ", ")
 }
 
 // revision names an order and which of its revisions it is.

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
+	"github.com/ordergate/ordergate/client"
 )
 
 func TestFormatAmount(t *testing.T) {
@@ -52,6 +53,20 @@ func TestOrderLine(t *testing.T) {
 }
 
 // What a buyer typed does nothing to an operator's terminal.
+func TestDeliveryLine(t *testing.T) {
+	d := &client.Delivery{
+		Event:   &ordergatev1.OrderEvent{Kind: ordergatev1.OrderEventKind_ORDER_EVENT_KIND_PAID, Order: &ordergatev1.Order{Id: "cs_1", Revision: 8}},
+		Attempt: 2, Redriven: true, ReplacedRevisions: []int64{1, 2, 3, 4, 5, 6, 7}, LatestRevision: 9, LatestDirective: ordergatev1.Directive_DIRECTIVE_CANCEL,
+	}
+	if got, want := deliveryLine(d), "  attempt 2  redriven  replaces r1, r2, r3, r4, r5, 2 more  outdated: r9 is CANCEL"; !strings.HasSuffix(got, want) {
+		t.Errorf("%q does not end with %q", got, want)
+	}
+	d = &client.Delivery{Event: d.Event, Attempt: 1, ReplacedRevisions: []int64{7}, LatestRevision: 8}
+	if got := deliveryLine(d); !strings.HasSuffix(got, "  replaces r7") {
+		t.Errorf("%q", got)
+	}
+}
+
 func TestPlain(t *testing.T) {
 	for text, want := range map[string]string{
 		"Erika Müßig-Łukasz 李 🎁":         "Erika Müßig-Łukasz 李 🎁",

@@ -283,7 +283,7 @@ func (s *soak) work(ctx context.Context) {
 		s.acked[delivery.Event.GetId()] = true
 		return nil
 	}
-	if err := gateway.Consume(ctx, "soak", handler, client.ConsumeOptions{Create: &ordergatev1.Subscription{}, Heartbeat: time.Second,
+	if err := gateway.Consume(ctx, "soak", handler, client.ConsumeOptions{Create: &ordergatev1.Subscription{Delivery: ordergatev1.DeliveryMode_DELIVERY_MODE_EVERY_EVENT}, Heartbeat: time.Second,
 		Start: &ordergatev1.SubscriptionPosition{Position: &ordergatev1.SubscriptionPosition_Beginning{Beginning: true}}}); err != nil {
 		s.t.Error(err)
 	}

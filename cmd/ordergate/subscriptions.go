@@ -54,6 +54,11 @@ func (f *subscriptionFlags) show(c console, call func(ordergatev1.SubscriptionSe
 		if err != nil {
 			return err
 		}
+		if warned, ok := response.(interface{ GetWarnings() []string }); ok {
+			for _, warning := range warned.GetWarnings() {
+				fmt.Fprintln(c.stderr, "warning: "+plain(warning))
+			}
+		}
 		if f.JSON {
 			return printJSON(c.stdout, response.GetSubscription())
 		}
@@ -69,6 +74,7 @@ type settingFlags struct {
 	MinBackoff       *time.Duration `name:"min-backoff" placeholder:"DURATION" help:"How long an event waits after its first failed attempt, and twice as long after each further one: 0s to 1h, 1s by default."`
 	MaxBackoff       *time.Duration `name:"max-backoff" placeholder:"DURATION" help:"What that waiting grows to: up to 24h, 10m by default."`
 	DeadLetterPolicy *string        `name:"dead-letter-policy" placeholder:"block|skip" help:"What becomes of an order's later events when one becomes a dead letter: they wait for it (block, the default), or are delivered without it (skip)."`
+	Delivery         *string        `name:"delivery" placeholder:"latest|every-event" help:"Which of an order's pending events are delivered: its newest revision in their place (latest, the default), or each of them (every-event)."`
 }
 
 // settings returns what was given, but for the filter, and the names of it.
@@ -95,6 +101,14 @@ func (s *settingFlags) settings(name string) (*ordergatev1.Subscription, []strin
 		subscription.DeadLetterPolicy = policies[0]
 		given = append(given, "dead_letter_policy")
 	}
+	if s.Delivery != nil {
+		modes, err := enumValues[ordergatev1.DeliveryMode]("delivery", []string{strings.ReplaceAll(*s.Delivery, "-", "_")})
+		if err != nil {
+			return nil, nil, err
+		}
+		subscription.Delivery = modes[0]
+		given = append(given, "delivery")
+	}
 	return subscription, given, nil
 }
 
@@ -106,11 +120,11 @@ type subscriptionsCreateCommand struct {
 
 // Help is the longer text of `ordergate subscriptions create --help`.
 func (subscriptionsCreateCommand) Help() string {
-	return `The gateway keeps the subscription's place: its workers are handed the events that none of them has acknowledged. It begins with what is stored from now on, unless told otherwise. The name is of lower-case letters, digits and hyphens.
+	return `The gateway keeps the subscription's place: its workers are handed the events that none of them has acknowledged. It begins with events stored from now on, unless a start is given. A worker receives the newest revision of an order in place of all its pending events, unless --delivery every-event is given. The name is of lower-case letters, digits and hyphens.
 
 Examples:
-  ordergate subscriptions create shipping --live --kind PAID
-  ordergate subscriptions create books --from-beginning --max-attempts 5 --dead-letter-policy skip
+  ordergate subscriptions create shipping --live --directive SHIP,HOLD,CANCEL --directive-changes
+  ordergate subscriptions create books --from-beginning --delivery every-event --max-attempts 5 --dead-letter-policy skip
   ordergate subscriptions create oslo --country NO --metadata depot=oslo --since 48h`
 }
 
@@ -211,6 +225,10 @@ func conditions(filter *ordergatev1.OrderEventFilter) (all [][2]string) {
 			all = append(all, [2]string{name, value})
 		}
 	}
+	add("directive", enumNames(filter.GetDirectives()))
+	if filter.GetDirectiveChangedOnly() {
+		add("change", "of the directive")
+	}
 	add("kind", enumNames(filter.GetKinds()))
 	if filter != nil && filter.Livemode != nil {
 		add("mode", livemodeName(filter.GetLivemode()))
@@ -270,6 +288,12 @@ func showSubscription(out io.Writer, subscription *ordergatev1.Subscription) err
 		policy += ": later events of the order are delivered without it"
 	}
 	s.field("Dead letter policy", policy)
+	switch subscription.GetDelivery() {
+	case ordergatev1.DeliveryMode_DELIVERY_MODE_LATEST:
+		s.field("Delivery", "LATEST: an order's newest revision replaces its pending events")
+	case ordergatev1.DeliveryMode_DELIVERY_MODE_EVERY_EVENT:
+		s.field("Delivery", "EVERY_EVENT: also those that are outdated")
+	}
 	filter := conditions(subscription.GetFilter())
 	if len(filter) == 0 {
 		s.field("Filter", "none: all events")
@@ -316,11 +340,11 @@ type subscriptionsUpdateCommand struct {
 
 // Help is the longer text of `ordergate subscriptions update --help`.
 func (subscriptionsUpdateCommand) Help() string {
-	return `What is not given stays, in the filter too: --kind takes the place of the kinds, and leaves the countries. The settings hold for what is delivered from then on; a new filter, for events that the gateway has not looked at yet.
+	return `Settings without a flag stay, conditions of the filter too: --directive replaces the directives and leaves the countries. The settings apply to later deliveries; a new filter, to events that the gateway has not looked at yet.
 
 Examples:
   ordergate subscriptions update shipping --ack-deadline 2m
-  ordergate subscriptions update shipping --kind PAID,HELD,CANCELED
+  ordergate subscriptions update shipping --directive SHIP,HOLD,CANCEL
   ordergate subscriptions update shipping --clear-filter --live`
 }
 

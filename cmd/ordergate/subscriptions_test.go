@@ -166,6 +166,15 @@ func TestSubscriptionRequests(t *testing.T) {
 				DeadLetterPolicy: ordergatev1.DeadLetterPolicy_DEAD_LETTER_POLICY_SKIP,
 			}, beginning)}},
 		{"subscriptions create shipping --test --since 2026-01-31T08:00:00Z", []proto.Message{create(&ordergatev1.Subscription{Filter: &ordergatev1.OrderEventFilter{Livemode: new(false)}}, since)}},
+		{"subscriptions create shipping --directive ship,HOLD --directive CANCEL --directive-changes --delivery every-event",
+			[]proto.Message{create(&ordergatev1.Subscription{
+				Filter: &ordergatev1.OrderEventFilter{
+					Directives:           []ordergatev1.Directive{ordergatev1.Directive_DIRECTIVE_SHIP, ordergatev1.Directive_DIRECTIVE_HOLD, ordergatev1.Directive_DIRECTIVE_CANCEL},
+					DirectiveChangedOnly: true,
+				},
+				Delivery: ordergatev1.DeliveryMode_DELIVERY_MODE_EVERY_EVENT,
+			}, nil)}},
+		{"subscriptions update shipping --delivery latest", []proto.Message{update(&ordergatev1.Subscription{Delivery: ordergatev1.DeliveryMode_DELIVERY_MODE_LATEST}, "delivery")}},
 		{"subscriptions create shipping --resume-token tok", []proto.Message{create(&ordergatev1.Subscription{}, token)}},
 		{"subscriptions show shipping", []proto.Message{get}},
 		{"subscriptions list --limit 7", []proto.Message{&ordergatev1.ListSubscriptionsRequest{PageSize: 7}}},

@@ -21,7 +21,7 @@ func (watchCommand) Help() string {
 
 Examples:
   ordergate watch --from-beginning
-  ordergate watch --live --kind PAID --json | jq .event.order.id`
+  ordergate watch --live --directive SHIP --directive-changes --json | jq .event.order.id`
 }
 
 func (w *watchCommand) Run(ctx context.Context, c console) error {

@@ -33,6 +33,7 @@ var rules = map[string]rule{
 	ordergatev1.OrderService_WatchOrders_FullMethodName:     forReaders,
 	ordergatev1.OrderService_HoldOrder_FullMethodName:       forOperators,
 	ordergatev1.OrderService_ReleaseOrder_FullMethodName:    forOperators,
+	ordergatev1.OrderService_ReinstateOrder_FullMethodName:  forOperators,
 	ordergatev1.OrderService_EraseOrders_FullMethodName:     forOperators,
 
 	ordergatev1.SubscriptionService_GetSubscription_FullMethodName:    forReaders,

@@ -260,6 +260,14 @@ func (c *Config) PaymentIntents() bool { return slices.Contains(c.OrderSources, 
 // ShipOnAuthorization reports whether orders ship before their payment is captured.
 func (c *Config) ShipOnAuthorization() bool { return c.ShipOn == shipOnAuthorization }
 
+// KeySources are the order sources that need a Stripe API key: only Stripe knows whether
+// such a sale belongs to a Checkout Session.
+func (c *Config) KeySources() []string {
+	return slices.DeleteFunc(slices.Clone(c.OrderSources), func(source string) bool {
+		return source != sourcePaymentIntent && source != sourceInvoice+"subscription_create"
+	})
+}
+
 // InvoiceReasons are the billing reasons whose paid invoices make orders.
 func (c *Config) InvoiceReasons() []string {
 	var reasons []string

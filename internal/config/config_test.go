@@ -125,3 +125,10 @@ func TestOrderSources(t *testing.T) {
 		t.Errorf("reasons = %v, PaymentIntents = %v", got, c.PaymentIntents())
 	}
 }
+
+func TestKeySources(t *testing.T) {
+	c := Config{OrderSources: []string{"checkout_session", "invoice.subscription_create", "payment_intent", "invoice.subscription_cycle", "invoice.manual"}}
+	if got := c.KeySources(); !slices.Equal(got, []string{"invoice.subscription_create", "payment_intent"}) || len(c.OrderSources) != 5 {
+		t.Errorf("%v", got)
+	}
+}

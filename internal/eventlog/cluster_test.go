@@ -226,6 +226,18 @@ func TestSharedLog(t *testing.T) {
 			t.Error(err)
 		}
 	})
+	t.Run("a delivery sees an event that another gateway has just stored", func(t *testing.T) {
+		previous := uint64(0)
+		for revision := range int64(20) {
+			sequence := appendOrder(t, a, "cs_delivered", revision+1, previous)
+			flush(t, a)
+			r, err := b.NewestAfter(deadline(t), "cs_delivered", previous, true)
+			if err != nil || r == nil || r.Sequence != sequence {
+				t.Fatalf("the newest event is %+v, %v; want %d", r, err, sequence)
+			}
+			previous = sequence
+		}
+	})
 	t.Run("who was taken for gone holds nothing any more", func(t *testing.T) {
 		term := a.Term()
 		if !a.Holds(term) {

@@ -359,7 +359,7 @@ func (l *Log) InboxSequenceBefore(ctx context.Context, at time.Time) (uint64, er
 	if err != nil {
 		return 0, err
 	}
-	events, err := readBatch(ctx, e, inboxStream, 1, storedEvent, readFrom{time: at})
+	events, err := readBatch(ctx, e, inboxStream, 1, storedEvent, readFrom{time: engineTime(at)})
 	if err != nil {
 		return 0, err
 	}

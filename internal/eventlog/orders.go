@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"math"
 	"net/url"
 	"slices"
 	"strconv"
@@ -25,8 +26,8 @@ import (
 )
 
 // headerOrder holds what filters and a metric need, so that these decode no payload:
-// kind, livemode, directive, country and account. It is one header, because each
-// costs a microsecond at every step.
+// kind, livemode, directive, country, account and previous directive. It is one
+// header, because each costs a microsecond at every step.
 const headerOrder = "Ordergate-Order"
 
 // readBytes bounds the payloads of one read, give or take one event, and maxReads
@@ -80,6 +81,9 @@ type OrderRecord struct {
 	Country string
 	// Directive is what to do with the order.
 	Directive ordergatev1.Directive
+	// PreviousDirective is the order's directive before the event. Unspecified for the
+	// first event of an order, and for events stored by versions that did not record it.
+	PreviousDirective ordergatev1.Directive
 
 	storedTrace
 	payload []byte
@@ -158,16 +162,37 @@ func (r *OrderRecord) EventID() string {
 	return ""
 }
 
+// Revision is the order's revision after the event, read from the event's id; 0 if
+// the id cannot be read.
+func (r *OrderRecord) Revision() int64 {
+	revision, err := strconv.ParseInt(strings.TrimPrefix(r.EventID(), r.OrderID+"."), 10, 64)
+	if err != nil {
+		return 0
+	}
+	return revision
+}
+
 // Matches reports whether a filter selects the event. It decodes the event only
-// for a filter of metadata, and only then can it fail. An erased order has no
-// country and no metadata any more: whoever had it by these must hear of that.
+// for a filter of metadata, and only then can it fail.
 func (r *OrderRecord) Matches(filter *ordergatev1.OrderEventFilter) (bool, error) {
+	if !anyOrIn(filter.GetKinds(), r.Kind) || filter.GetDirectiveChangedOnly() && r.Directive == r.PreviousDirective {
+		return false, nil
+	}
+	return r.MatchesOrder(filter)
+}
+
+// MatchesOrder reports whether the conditions of a filter on the order itself, which
+// are all but those on the change (kinds and directive_changed_only), hold after the
+// event. It fails as Matches does. A tombstone has lost its order's country and
+// metadata; it matches any, because subscribers that had the order by these must
+// learn of the erasure.
+func (r *OrderRecord) MatchesOrder(filter *ordergatev1.OrderEventFilter) (bool, error) {
 	if filter == nil {
 		return true, nil
 	}
 	erased := r.Kind == ordergatev1.OrderEventKind_ORDER_EVENT_KIND_ERASED
 	beside := (filter.Livemode == nil || filter.GetLivemode() == r.Livemode) &&
-		anyOrIn(filter.GetKinds(), r.Kind) &&
+		anyOrIn(filter.GetDirectives(), r.Directive) &&
 		anyOrIn(filter.GetOrderIds(), r.OrderID) &&
 		anyOrIn(filter.GetAccounts(), r.Account) &&
 		(erased || anyOrIn(filter.GetShipToCountries(), r.Country))
@@ -272,6 +297,28 @@ func (l *Log) DurableOrder(ctx context.Context, orderID string) (*OrderRecord, e
 	return record, nil
 }
 
+// NewestAfter returns the newest durable event of an order if it was stored after a
+// sequence; nil otherwise. It is answered from memory if the newest events
+// reach back to the sequence. fromLeader has the leader of a cluster answer, which
+// knows of events that other gateways stored a moment ago.
+func (l *Log) NewestAfter(ctx context.Context, orderID string, after uint64, fromLeader bool) (*OrderRecord, error) {
+	e, err := l.current()
+	if err != nil {
+		return nil, err
+	}
+	if !fromLeader || !e.shared {
+		frontier, _ := e.durable()
+		if r, ok := e.tail.newestAfter(orderID, after, frontier); ok && (r == nil || r.Sequence <= frontier) {
+			return r, nil
+		}
+	}
+	r, err := l.DurableOrder(ctx, orderID)
+	if errors.Is(err, ErrNotFound) || err == nil && r.Sequence <= after {
+		return nil, nil
+	}
+	return r, err
+}
+
 func (e *engine) newestOrder(ctx context.Context, orderID string) (*OrderRecord, error) {
 	if !ValidOrderID(orderID) {
 		return nil, fmt.Errorf("order %.40q: %w", orderID, ErrNotFound)
@@ -307,6 +354,7 @@ func encodeHeader(event *ordergatev1.OrderEvent) string {
 	return strings.Join([]string{
 		strconv.Itoa(int(event.GetKind())), strconv.FormatBool(order.GetLivemode()), strconv.Itoa(int(order.GetDirective())),
 		url.QueryEscape(order.GetShipping().GetAddress().GetCountry()), url.QueryEscape(order.GetAccount()),
+		strconv.Itoa(int(event.GetPreviousDirective())),
 	}, ",")
 }
 
@@ -316,7 +364,8 @@ func (r *OrderRecord) decodeHeader(header string) {
 	livemode, rest, _ := strings.Cut(rest, ",")
 	directive, rest, _ := strings.Cut(rest, ",")
 	country, rest, _ := strings.Cut(rest, ",")
-	account, _, _ := strings.Cut(rest, ",") // later versions may have more
+	account, rest, _ := strings.Cut(rest, ",")
+	previous, _, _ := strings.Cut(rest, ",") // later versions may have more
 	number := func(text string) int32 {
 		n, _ := strconv.ParseInt(text, 10, 32)
 		return int32(n)
@@ -324,6 +373,7 @@ func (r *OrderRecord) decodeHeader(header string) {
 	r.Kind, r.Livemode, r.Directive = ordergatev1.OrderEventKind(number(kind)), livemode == "true", ordergatev1.Directive(number(directive))
 	r.Country, _ = url.QueryUnescape(country)
 	r.Account, _ = url.QueryUnescape(account)
+	r.PreviousDirective = ordergatev1.Directive(number(previous))
 }
 
 // KeepOrders keeps order events for at least so long, and no longer than that and
@@ -534,7 +584,7 @@ func (l *Log) SequenceBefore(ctx context.Context, at time.Time) (uint64, error) 
 		return 0, err
 	}
 	frontier, _ := e.durable()
-	records, err := e.readOrders(ctx, 1, readFrom{time: at})
+	records, err := e.readOrders(ctx, 1, readFrom{time: engineTime(at)})
 	if err != nil {
 		return 0, err
 	}
@@ -542,6 +592,19 @@ func (l *Log) SequenceBefore(ctx context.Context, at time.Time) (uint64, error) 
 		return frontier, nil
 	}
 	return min(frontier, records[0].Sequence-1), nil
+}
+
+// engineTime bounds a time to those that the engine can compare: it counts nanoseconds
+// since 1970 in 64 bits, so that a time after 2262 would turn into one long ago.
+func engineTime(at time.Time) time.Time {
+	earliest, latest := time.Unix(0, 0), time.Unix(0, math.MaxInt64)
+	switch {
+	case at.Before(earliest):
+		return earliest.UTC()
+	case at.After(latest):
+		return latest.UTC()
+	}
+	return at
 }
 
 // OrderEvents returns durable events of one order behind the sequence after,

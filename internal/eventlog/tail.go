@@ -36,6 +36,8 @@ type tail struct {
 	records  []*OrderRecord
 	from, to uint64
 	bytes    int
+	// newest is the newest of records of each order, by the order's id.
+	newest map[string]*OrderRecord
 }
 
 // begin has the tail hold what is behind a sequence, which is to be added.
@@ -45,7 +47,7 @@ func (t *tail) begin(after uint64, age time.Duration) {
 	if t.age = tailAge; age > 0 {
 		t.age = min(t.age, age)
 	}
-	t.records, t.from, t.to, t.bytes = nil, after, after, 0
+	t.records, t.from, t.to, t.bytes, t.newest = nil, after, after, 0, map[string]*OrderRecord{}
 }
 
 // await returns when the tail is loaded, unless it does not reach behind a sequence.
@@ -93,8 +95,24 @@ func (t *tail) add(r *OrderRecord) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.records, t.to = append(t.records, r), r.Sequence
+	t.newest[r.OrderID] = r
 	t.bytes += r.Size()
 	t.trim()
+}
+
+// newestAfter returns the newest event of an order after a sequence, nil if there is
+// none. ok is false if the tail does not reach back to the sequence, or does not reach
+// last yet.
+func (t *tail) newestAfter(orderID string, after, last uint64) (r *OrderRecord, ok bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if after < t.from || t.to < last {
+		return nil, false
+	}
+	if r = t.newest[orderID]; r != nil && r.Sequence <= after {
+		r = nil
+	}
+	return r, true
 }
 
 // trim drops what is too much and what is too old. Call it with the lock held.
@@ -102,8 +120,12 @@ func (t *tail) trim() {
 	oldest := time.Now().Add(-t.age)
 	drop := 0
 	for ; drop < len(t.records) && (t.bytes > tailBytes || t.records[drop].Time.Before(oldest)); drop++ {
-		t.bytes -= t.records[drop].Size()
-		t.from = t.records[drop].Sequence
+		r := t.records[drop]
+		t.bytes -= r.Size()
+		t.from = r.Sequence
+		if t.newest[r.OrderID] == r {
+			delete(t.newest, r.OrderID)
+		}
 		t.records[drop] = nil // the room is used again only when append makes more
 	}
 	t.records = t.records[drop:]
@@ -114,6 +136,9 @@ func (t *tail) forget(orderID string, below uint64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.records = slices.DeleteFunc(slices.Clone(t.records), func(r *OrderRecord) bool { return r.OrderID == orderID && r.Sequence < below })
+	if r := t.newest[orderID]; r != nil && r.Sequence < below {
+		delete(t.newest, orderID)
+	}
 	t.bytes = 0
 	for _, r := range t.records {
 		t.bytes += r.Size()

@@ -38,6 +38,52 @@ func TestReadersShareTheTail(t *testing.T) {
 	readers.Wait()
 }
 
+// NewestAfter answers the same from memory and from the engine.
+func TestNewestAfter(t *testing.T) {
+	l := openLog(t, testConfig(t))
+	first := appendOrder(t, l, "cs_1", 1, 0)
+	other := appendOrder(t, l, "cs_2", 1, 0)
+	flush(t, l)
+	second := appendOrder(t, l, "cs_1", 2, first)
+	flush(t, l)
+	ask := func(id string, after, want uint64) {
+		t.Helper()
+		r, err := l.NewestAfter(deadline(t), id, after, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := uint64(0)
+		if r != nil {
+			got = r.Sequence
+		}
+		if got != want {
+			t.Errorf("the newest event of %s after %d is %d, want %d", id, after, got, want)
+		}
+	}
+	both := func() {
+		t.Helper()
+		ask("cs_1", 0, second)
+		ask("cs_1", first, second)
+		ask("cs_1", second, 0)
+		ask("cs_2", 0, other)
+		ask("cs_2", other, 0)
+		ask("cs_3", 0, 0)
+	}
+	both()
+	e, err := l.current()
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.tail.mu.Lock()
+	e.tail.from = second + 1 // as if everything had been trimmed
+	e.tail.mu.Unlock()
+	both()
+	e.tail.mu.Lock()
+	e.tail.from, e.tail.to, e.tail.newest = 0, first, map[string]*OrderRecord{} // as if it was being loaded
+	e.tail.mu.Unlock()
+	both()
+}
+
 // The tail is bounded, and keeps nothing of what was erased.
 func TestTailIsBounded(t *testing.T) {
 	l := openLog(t, testConfig(t))
@@ -64,6 +110,11 @@ func TestTailIsBounded(t *testing.T) {
 	tail := &l.engine.tail
 	if tail.bytes > tailBytes || tail.bytes < tailBytes/2 || len(tail.records) != int(tail.to-tail.from) || tail.to != 200 {
 		t.Errorf("%d bytes, %d events, from %d to %d", tail.bytes, len(tail.records), tail.from, tail.to)
+	}
+	for id, r := range tail.newest {
+		if r.Sequence <= tail.from || r.Sequence%2 != 0 {
+			t.Errorf("the newest event of %s in the tail is %d; the tail begins after %d", id, r.Sequence, tail.from)
+		}
 	}
 	if got := readIDs(t, l, 150); len(got) != 50 || got[0] != "cs_75.1" {
 		t.Errorf("read from the tail: %v", got)

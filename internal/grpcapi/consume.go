@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -25,6 +26,9 @@ const (
 	// maxUnanswered is how many messages of a worker may wait for their results;
 	// then no more are read.
 	maxUnanswered = 256
+	// currentBatch is how many deliveries are compared with the newest revisions of their
+	// orders before they are sent.
+	currentBatch = 8
 )
 
 // Consume hands out events and takes what becomes of them. The handler's
@@ -138,9 +142,13 @@ func (c *consumer) open(ctx context.Context, s *subscriptionService, first *orde
 	if c.worker, err = c.subscription.Attach(config); err != nil {
 		return err
 	}
-	err = c.send(&ordergatev1.ConsumeResponse{Payload: &ordergatev1.ConsumeResponse_Opened{Opened: &ordergatev1.ConsumeOpened{
+	opened := &ordergatev1.ConsumeOpened{
 		Subscription: c.subscription.Settings(), Created: created, AckDeadline: durationpb.New(c.worker.AckDeadline()),
-	}}})
+	}
+	if created {
+		opened.Warnings = s.warn(opened.GetSubscription())
+	}
+	err = c.send(&ordergatev1.ConsumeResponse{Payload: &ordergatev1.ConsumeResponse_Opened{Opened: opened}})
 	if err == nil {
 		first.Open = nil
 		err = c.take(first)
@@ -275,16 +283,18 @@ func (c *consumer) take(request *ordergatev1.ConsumeRequest) error {
 
 // deliver sends what was assigned to the worker.
 func (c *consumer) deliver() error {
-	for _, delivery := range c.worker.Take() {
-		message, err := wireDelivery(delivery)
-		if err != nil {
-			c.subscription.Fault(delivery.ID, err.Error())
-			continue
+	for batch := range slices.Chunk(c.worker.Take(), currentBatch) {
+		for _, delivery := range c.subscription.Current(c.stream.Context(), batch) {
+			message, err := wireDelivery(delivery)
+			if err != nil {
+				c.subscription.Fault(delivery.ID, err.Error())
+				continue
+			}
+			if err := c.send(message); err != nil {
+				return err
+			}
+			c.sent.Inc()
 		}
-		if err := c.send(message); err != nil {
-			return err
-		}
-		c.sent.Inc()
 	}
 	return nil
 }
@@ -297,9 +307,17 @@ func encodeDelivery(from *subscription.Subscription, delivery subscription.Deliv
 		from.Fault(delivery.ID, err.Error())
 		return nil
 	}
+	message := leaseOf(delivery)
+	message.Event = event
+	return message
+}
+
+// leaseOf is the message of a delivery without its event.
+func leaseOf(delivery subscription.Delivery) *ordergatev1.Delivery {
 	return &ordergatev1.Delivery{
-		DeliveryId: delivery.ID, Event: event, Attempt: int32(delivery.Attempt),
+		DeliveryId: delivery.ID, Attempt: int32(delivery.Attempt),
 		LeaseExpireTime: timestamppb.New(delivery.LeaseEnd), Redriven: delivery.Redriven,
+		ReplacedRevisions: delivery.Replaced, LatestRevision: delivery.Newest.Revision(), LatestDirective: delivery.Newest.Directive,
 	}
 }
 

@@ -29,6 +29,9 @@ const (
 	reasonInvalidRequest    = "INVALID_REQUEST"
 	reasonOrderNotFound     = "ORDER_NOT_FOUND"
 	reasonOrderConflict     = "ORDER_CONFLICT"
+	reasonOrderNotHeld      = "ORDER_NOT_HELD"
+	reasonOrderNotCanceled  = "ORDER_NOT_CANCELED"
+	reasonOrderErased       = "ORDER_ERASED"
 	reasonEventNotFound     = "EVENT_NOT_FOUND"
 	reasonNotParked         = "EVENT_NOT_PARKED"
 	reasonAnonymous         = "TOO_MANY_ANONYMOUS_CALLS"
@@ -123,6 +126,12 @@ func statusOf(err error) *status.Status {
 		return newStatus(codes.ResourceExhausted, err.Error()+": use fewer streams, each with a larger window", reasonWorkers, nil)
 	case errors.Is(err, eventlog.ErrNotFound):
 		return newStatus(codes.NotFound, "there is no such order: check the id (cs_…, pi_… or in_…); an order exists once its first event was converted", reasonOrderNotFound, nil)
+	case errors.Is(err, pipeline.ErrNotHeld):
+		return newStatus(codes.FailedPrecondition, "nothing would change: nothing holds the order, or not the given cause; see its hold_reasons", reasonOrderNotHeld, nil)
+	case errors.Is(err, pipeline.ErrNotCanceled):
+		return newStatus(codes.FailedPrecondition, "nothing would change: the order is not canceled; see its directive", reasonOrderNotCanceled, nil)
+	case errors.Is(err, pipeline.ErrErased):
+		return newStatus(codes.FailedPrecondition, "nothing would change: the order was erased, which cannot be undone", reasonOrderErased, nil)
 	case errors.Is(err, errShuttingDown), errors.Is(err, subscription.ErrClosed):
 		return newStatus(codes.Unavailable, errShuttingDown.Error(), reasonShuttingDown, nil, retryInfo())
 	case errors.Is(err, errRenew):

@@ -302,10 +302,16 @@ func TestHoldAndRelease(t *testing.T) {
 	if e := next(); e.GetKind() != ordergatev1.OrderEventKind_ORDER_EVENT_KIND_RELEASED || e.GetNote() != "it was a mistake" {
 		t.Errorf("event = %v", e)
 	}
-	free, err := g.client.ReleaseOrder(deadline(t), &ordergatev1.ReleaseOrderRequest{OrderId: sale.OrderID, Reason: "again"})
-	if err != nil || free.GetOrder().GetRevision() != 3 {
-		t.Errorf("order = %v, %v", free, err)
+	operator := &ordergatev1.HoldRelease{Reason: ordergatev1.HoldReason_HOLD_REASON_OPERATOR}
+	if len(released.GetReleased()) != 1 || !proto.Equal(released.GetReleased()[0], operator) || len(released.GetRemaining()) > 0 {
+		t.Errorf("released %v, remaining %v", released.GetReleased(), released.GetRemaining())
 	}
+	_, err = g.client.ReleaseOrder(deadline(t), &ordergatev1.ReleaseOrderRequest{OrderId: sale.OrderID, Reason: "again"})
+	expectProblem(t, err, problem{Code: codes.FailedPrecondition, Reason: "ORDER_NOT_HELD"})
+	_, err = g.client.ReleaseOrder(deadline(t), &ordergatev1.ReleaseOrderRequest{OrderId: sale.OrderID, Reason: "x", Cause: &ordergatev1.HoldRelease{Cause: "dp_1"}})
+	expectProblem(t, err, problem{Code: codes.InvalidArgument, Reason: "INVALID_REQUEST", Field: "cause.reason"})
+	_, err = g.client.ReinstateOrder(deadline(t), &ordergatev1.ReinstateOrderRequest{OrderId: sale.OrderID, Reason: "x"})
+	expectProblem(t, err, problem{Code: codes.FailedPrecondition, Reason: "ORDER_NOT_CANCELED"})
 
 	for _, tt := range []struct {
 		order, reason string
@@ -321,6 +327,8 @@ func TestHoldAndRelease(t *testing.T) {
 		_, err := g.client.HoldOrder(deadline(t), &ordergatev1.HoldOrderRequest{OrderId: tt.order, Reason: tt.reason})
 		expectProblem(t, err, tt.want)
 		_, err = g.client.ReleaseOrder(deadline(t), &ordergatev1.ReleaseOrderRequest{OrderId: tt.order, Reason: tt.reason})
+		expectProblem(t, err, tt.want)
+		_, err = g.client.ReinstateOrder(deadline(t), &ordergatev1.ReinstateOrderRequest{OrderId: tt.order, Reason: tt.reason})
 		expectProblem(t, err, tt.want)
 	}
 	if _, err := g.client.HoldOrder(deadline(t), &ordergatev1.HoldOrderRequest{OrderId: sale.OrderID, Reason: strings.Repeat("ä", 500)}); err != nil {

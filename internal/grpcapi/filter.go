@@ -3,6 +3,7 @@ package grpcapi
 import (
 	"regexp"
 	"slices"
+	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -37,6 +38,11 @@ func checkEventFilter(filter *ordergatev1.OrderEventFilter) error {
 			return invalid("filter.kinds", "%v is not a kind of order event", kind)
 		}
 	}
+	for _, directive := range filter.GetDirectives() {
+		if _, known := ordergatev1.Directive_name[int32(directive)]; !known || directive == ordergatev1.Directive_DIRECTIVE_UNSPECIFIED {
+			return invalid("filter.directives", "%v is not a directive", directive)
+		}
+	}
 	if n := len(filter.GetOrderIds()); n > maxFilterIDs {
 		return invalid("filter.order_ids", "has %d ids, at most %d: watch everything and select yourself", n, maxFilterIDs)
 	}
@@ -60,6 +66,58 @@ func checkEventFilter(filter *ordergatev1.OrderEventFilter) error {
 		return invalid("filter.metadata", "has %d keys, at most %d", n, maxFilterMetadata)
 	}
 	return nil
+}
+
+// shippingKinds are the kinds of events after which an order can be SHIP.
+var shippingKinds = []ordergatev1.OrderEventKind{
+	ordergatev1.OrderEventKind_ORDER_EVENT_KIND_PAID,
+	ordergatev1.OrderEventKind_ORDER_EVENT_KIND_REFUNDED,
+	ordergatev1.OrderEventKind_ORDER_EVENT_KIND_RELEASED,
+	ordergatev1.OrderEventKind_ORDER_EVENT_KIND_UPDATED,
+}
+
+// stoppingKinds are the kinds of events that can hold or cancel an order that was SHIP.
+var stoppingKinds = []ordergatev1.OrderEventKind{
+	ordergatev1.OrderEventKind_ORDER_EVENT_KIND_CANCELED,
+	ordergatev1.OrderEventKind_ORDER_EVENT_KIND_REFUNDED,
+	ordergatev1.OrderEventKind_ORDER_EVENT_KIND_HELD,
+	ordergatev1.OrderEventKind_ORDER_EVENT_KIND_RELEASED,
+	ordergatev1.OrderEventKind_ORDER_EVENT_KIND_UPDATED,
+	ordergatev1.OrderEventKind_ORDER_EVENT_KIND_ERASED,
+}
+
+// filterWarnings returns a sentence for each condition of a filter that can hide the HOLD
+// or CANCEL of an order that was delivered as SHIP.
+func filterWarnings(filter *ordergatev1.OrderEventFilter) (warnings []string) {
+	kinds, directives := filter.GetKinds(), filter.GetDirectives()
+	if !anyOrIn(directives, ordergatev1.Directive_DIRECTIVE_SHIP) ||
+		!slices.ContainsFunc(shippingKinds, func(kind ordergatev1.OrderEventKind) bool { return anyOrIn(kinds, kind) }) {
+		return nil // nothing is delivered as SHIP
+	}
+	if hidden := left(kinds, stoppingKinds, "ORDER_EVENT_KIND_"); hidden != "" {
+		warnings = append(warnings, "filter.kinds leaves out "+hidden+
+			": an order delivered as SHIP can be held or canceled without another delivery; filter by directives instead")
+	}
+	stopping := []ordergatev1.Directive{ordergatev1.Directive_DIRECTIVE_HOLD, ordergatev1.Directive_DIRECTIVE_CANCEL}
+	if hidden := left(directives, stopping, "DIRECTIVE_"); hidden != "" {
+		warnings = append(warnings, "filter.directives leaves out "+hidden+
+			": an order delivered as SHIP can be held or canceled without another delivery; add HOLD and CANCEL")
+	}
+	return warnings
+}
+
+// left names the values that a selection leaves out. An empty selection leaves out none.
+func left[T interface {
+	comparable
+	String() string
+}](selection, values []T, prefix string) string {
+	var names []string
+	for _, value := range values {
+		if !anyOrIn(selection, value) {
+			names = append(names, strings.TrimPrefix(value.String(), prefix))
+		}
+	}
+	return strings.Join(names, ", ")
 }
 
 func checkStoredEventFilter(filter *ordergatev1.EventFilter) error {

@@ -109,6 +109,8 @@ type change struct {
 	test     bool
 	account  string
 	country  string
+	// SHIP if it is unset.
+	directive ordergatev1.Directive
 }
 
 // store appends order events and flushes them.
@@ -123,7 +125,10 @@ func (g *gateway) store(t *testing.T, changes ...change) {
 			c.kind = ordergatev1.OrderEventKind_ORDER_EVENT_KIND_PAID
 		}
 		order := &ordergatev1.Order{Id: c.order, Revision: c.revision, Livemode: new(!c.test), Account: c.account,
-			Status: ordergatev1.OrderStatus_ORDER_STATUS_PAID, Directive: ordergatev1.Directive_DIRECTIVE_SHIP}
+			Status: ordergatev1.OrderStatus_ORDER_STATUS_PAID, Directive: c.directive}
+		if c.directive == ordergatev1.Directive_DIRECTIVE_UNSPECIFIED {
+			order.Directive = ordergatev1.Directive_DIRECTIVE_SHIP
+		}
 		if c.country != "" {
 			order.Shipping = &ordergatev1.Shipping{Address: &ordergatev1.Address{Country: c.country}}
 		}

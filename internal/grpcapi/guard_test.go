@@ -112,6 +112,7 @@ var whoMay = map[string]struct {
 	"ordergate.v1.OrderService/WatchOrders":     {"reader", false},
 	"ordergate.v1.OrderService/HoldOrder":       {"operator", false},
 	"ordergate.v1.OrderService/ReleaseOrder":    {"operator", false},
+	"ordergate.v1.OrderService/ReinstateOrder":  {"operator", false},
 	"ordergate.v1.OrderService/EraseOrders":     {"operator", false},
 
 	"ordergate.v1.SubscriptionService/GetSubscription":    {"reader", false},

@@ -2,6 +2,7 @@ package grpcapi
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -9,6 +10,7 @@ import (
 
 	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
 	"github.com/ordergate/ordergate/internal/eventlog"
+	"github.com/ordergate/ordergate/internal/orders"
 	"github.com/ordergate/ordergate/internal/pipeline"
 	"github.com/ordergate/ordergate/internal/subscription"
 )
@@ -23,6 +25,8 @@ const (
 	maxListCalls = 20
 	// maxReason bounds an operator's words, in characters.
 	maxReason = 500
+	// maxCause bounds the id of a cause that holds an order, in bytes.
+	maxCause = 255
 )
 
 // orderService implements ordergate.v1.OrderService: it reads the log, and has
@@ -152,7 +156,11 @@ func (s *orderService) ListOrderEvents(ctx context.Context, request *ordergatev1
 }
 
 func (s *orderService) HoldOrder(ctx context.Context, request *ordergatev1.HoldOrderRequest) (*ordergatev1.HoldOrderResponse, error) {
-	order, err := operate(ctx, s.pipeline.Hold, request)
+	reason, err := checkOperation(request)
+	if err != nil {
+		return nil, err
+	}
+	order, err := s.pipeline.Hold(ctx, request.GetOrderId(), reason)
 	if err != nil {
 		return nil, err
 	}
@@ -160,29 +168,66 @@ func (s *orderService) HoldOrder(ctx context.Context, request *ordergatev1.HoldO
 }
 
 func (s *orderService) ReleaseOrder(ctx context.Context, request *ordergatev1.ReleaseOrderRequest) (*ordergatev1.ReleaseOrderResponse, error) {
-	order, err := operate(ctx, s.pipeline.Release, request)
+	reason, err := checkOperation(request)
 	if err != nil {
 		return nil, err
 	}
-	return &ordergatev1.ReleaseOrderResponse{Order: order}, nil
-}
-
-// operate has the pipeline do what an operator asks for.
-func operate(ctx context.Context, do func(ctx context.Context, orderID, reason string) (*ordergatev1.Order, error), request interface {
-	GetOrderId() string
-	GetReason() string
-}) (*ordergatev1.Order, error) {
-	if err := checkOrderID("order_id", request.GetOrderId()); err != nil {
+	if err := checkCause(request.GetCause()); err != nil {
 		return nil, err
 	}
-	reason := strings.TrimSpace(request.GetReason())
+	decision, err := s.pipeline.Release(ctx, request.GetOrderId(), reason, request.GetCause())
+	if err != nil {
+		return nil, err
+	}
+	remaining := orders.Holding(decision.After)
+	released := slices.DeleteFunc(orders.Holding(decision.Before), func(cause *ordergatev1.HoldRelease) bool {
+		return slices.ContainsFunc(remaining, func(other *ordergatev1.HoldRelease) bool { return proto.Equal(cause, other) })
+	})
+	return &ordergatev1.ReleaseOrderResponse{Order: decision.After, Released: released, Remaining: remaining}, nil
+}
+
+// checkCause checks the cause that an order is to be released from, if there is one.
+func checkCause(cause *ordergatev1.HoldRelease) error {
+	if cause == nil {
+		return nil
+	}
+	if _, known := ordergatev1.HoldReason_name[int32(cause.GetReason())]; !known || cause.GetReason() == ordergatev1.HoldReason_HOLD_REASON_UNSPECIFIED {
+		return invalid("cause.reason", "%v is not a reason to hold an order", cause.GetReason())
+	}
+	if n := len(cause.GetCause()); n > maxCause {
+		return invalid("cause.cause", "has %d bytes, at most %d", n, maxCause)
+	}
+	return nil
+}
+
+func (s *orderService) ReinstateOrder(ctx context.Context, request *ordergatev1.ReinstateOrderRequest) (*ordergatev1.ReinstateOrderResponse, error) {
+	reason, err := checkOperation(request)
+	if err != nil {
+		return nil, err
+	}
+	decision, err := s.pipeline.Reinstate(ctx, request.GetOrderId(), reason)
+	if err != nil {
+		return nil, err
+	}
+	return &ordergatev1.ReinstateOrderResponse{Order: decision.After, Reinstated: orders.Canceling(decision.Before)}, nil
+}
+
+// checkOperation checks an operator's request, and returns the reason.
+func checkOperation(request interface {
+	GetOrderId() string
+	GetReason() string
+}) (reason string, err error) {
+	if err := checkOrderID("order_id", request.GetOrderId()); err != nil {
+		return "", err
+	}
+	reason = strings.TrimSpace(request.GetReason())
 	if reason == "" {
-		return nil, invalid("reason", "is required: say why, for those who find the order like this")
+		return "", invalid("reason", "is required: state why, for the next reader of the order's history")
 	}
 	if n := utf8.RuneCountInString(reason); n > maxReason {
-		return nil, invalid("reason", "has %d characters, at most %d", n, maxReason)
+		return "", invalid("reason", "has %d characters, at most %d", n, maxReason)
 	}
-	return do(ctx, request.GetOrderId(), reason)
+	return reason, nil
 }
 
 func checkOrderID(field, id string) error {

@@ -61,7 +61,7 @@ func (s *subscriptionService) CreateSubscription(ctx context.Context, request *o
 	if err != nil {
 		return nil, err
 	}
-	return &ordergatev1.CreateSubscriptionResponse{Subscription: described}, nil
+	return &ordergatev1.CreateSubscriptionResponse{Subscription: described, Warnings: s.warn(described)}, nil
 }
 
 func (s *subscriptionService) create(ctx context.Context, settings *ordergatev1.Subscription, start *ordergatev1.SubscriptionPosition, field string) (*subscription.Subscription, error) {
@@ -73,6 +73,15 @@ func (s *subscriptionService) create(ctx context.Context, settings *ordergatev1.
 		return nil, err
 	}
 	return s.subscriptions.Create(ctx, settings, after)
+}
+
+// warn logs and returns the dangers of a subscription's filter.
+func (s *subscriptionService) warn(settings *ordergatev1.Subscription) []string {
+	warnings := filterWarnings(settings.GetFilter())
+	for _, warning := range warnings {
+		s.logger.Warn("subscription filter can hide a HOLD or CANCEL", "subscription", settings.GetName(), "hint", warning)
+	}
+	return warnings
 }
 
 // sequenceAt returns the sequence that a position is behind.
@@ -189,7 +198,7 @@ func (s *subscriptionService) UpdateSubscription(ctx context.Context, request *o
 	if err != nil {
 		return nil, err
 	}
-	return &ordergatev1.UpdateSubscriptionResponse{Subscription: described}, nil
+	return &ordergatev1.UpdateSubscriptionResponse{Subscription: described, Warnings: s.warn(described)}, nil
 }
 
 // merge sets those settings that paths name, or, if it names none, those that are
@@ -201,8 +210,8 @@ func merge(settings, wanted *ordergatev1.Subscription, paths []string) error {
 	for i, path := range paths {
 		// A REST client's mask names what is within the filter.
 		names[i], _, _ = strings.Cut(path, ".")
-		if !slices.Contains([]string{"filter", "ack_deadline", "max_attempts", "min_backoff", "max_backoff", "dead_letter_policy"}, names[i]) {
-			return invalid("update_mask", "%.60q cannot be changed: name filter, ack_deadline, max_attempts, min_backoff, max_backoff or dead_letter_policy", path)
+		if !slices.Contains([]string{"filter", "ack_deadline", "max_attempts", "min_backoff", "max_backoff", "dead_letter_policy", "delivery"}, names[i]) {
+			return invalid("update_mask", "%.60q cannot be changed: name filter, ack_deadline, max_attempts, min_backoff, max_backoff, dead_letter_policy or delivery", path)
 		}
 	}
 	if named("filter", wanted.Filter != nil) {
@@ -222,6 +231,9 @@ func merge(settings, wanted *ordergatev1.Subscription, paths []string) error {
 	}
 	if named("dead_letter_policy", wanted.DeadLetterPolicy != ordergatev1.DeadLetterPolicy_DEAD_LETTER_POLICY_UNSPECIFIED) {
 		settings.DeadLetterPolicy = wanted.DeadLetterPolicy
+	}
+	if named("delivery", wanted.Delivery != ordergatev1.DeliveryMode_DELIVERY_MODE_UNSPECIFIED) {
+		settings.Delivery = wanted.Delivery
 	}
 	return nil
 }
@@ -290,13 +302,14 @@ func (s *subscriptionService) Pull(ctx context.Context, request *ordergatev1.Pul
 		// Asked first: what comes between the two questions is then in hand.
 		nothing := over && opened.CaughtUp()
 		var ready []*ordergatev1.Delivery
-		for _, delivery := range worker.Take() {
+		taken := worker.Take()
+		for _, delivery := range opened.Current(ctx, taken) {
 			if message := encodeDelivery(opened, delivery); message != nil {
 				ready = append(ready, message)
 			}
 		}
 		s.measures.pulled.Add(float64(len(ready)))
-		if len(ready) > 0 || nothing {
+		if len(ready) > 0 || nothing && len(taken) == 0 {
 			return &ordergatev1.PullResponse{Deliveries: ready}, nil
 		}
 		select {
@@ -462,6 +475,9 @@ func checkSettings(settings *ordergatev1.Subscription) error {
 	)
 	if _, known := ordergatev1.DeadLetterPolicy_name[int32(settings.GetDeadLetterPolicy())]; !known {
 		err = errors.Join(err, invalid("subscription.dead_letter_policy", "%v is not a policy: BLOCK or SKIP", settings.GetDeadLetterPolicy()))
+	}
+	if _, known := ordergatev1.DeliveryMode_name[int32(settings.GetDelivery())]; !known {
+		err = errors.Join(err, invalid("subscription.delivery", "%v is not a delivery mode: LATEST or EVERY_EVENT", settings.GetDelivery()))
 	}
 	return err
 }

@@ -25,9 +25,13 @@ import (
 
 var fromBeginning = &ordergatev1.SubscriptionPosition{Position: &ordergatev1.SubscriptionPosition_Beginning{Beginning: true}}
 
-// subscribe makes a subscription from the beginning.
+// subscribe makes a subscription from the beginning, to every event unless the settings
+// say otherwise.
 func (g *gateway) subscribe(t *testing.T, settings *ordergatev1.Subscription) *ordergatev1.Subscription {
 	t.Helper()
+	if settings.Delivery == ordergatev1.DeliveryMode_DELIVERY_MODE_UNSPECIFIED {
+		settings.Delivery = ordergatev1.DeliveryMode_DELIVERY_MODE_EVERY_EVENT
+	}
 	response, err := g.work.CreateSubscription(deadline(t), &ordergatev1.CreateSubscriptionRequest{Subscription: settings, Start: fromBeginning})
 	if err != nil {
 		t.Fatal(err)
@@ -105,6 +109,7 @@ func TestSubscriptionSettings(t *testing.T) {
 	want := &ordergatev1.Subscription{
 		Name: "shipping", Filter: filter, AckDeadline: durationpb.New(time.Minute), MaxAttempts: 20,
 		MinBackoff: durationpb.New(time.Second), MaxBackoff: durationpb.New(10 * time.Minute),
+		Delivery:         ordergatev1.DeliveryMode_DELIVERY_MODE_EVERY_EVENT,
 		DeadLetterPolicy: ordergatev1.DeadLetterPolicy_DEAD_LETTER_POLICY_BLOCK, CreateTime: created.GetCreateTime(), Stats: &ordergatev1.SubscriptionStats{},
 	}
 	if diff := cmp.Diff(want, created, protocmp.Transform()); diff != "" || time.Since(created.GetCreateTime().AsTime()) > time.Minute {
@@ -120,9 +125,9 @@ func TestSubscriptionSettings(t *testing.T) {
 		t.Errorf("update of what is set: %v, %v", updated, err)
 	}
 	updated, err = g.work.UpdateSubscription(deadline(t), &ordergatev1.UpdateSubscriptionRequest{
-		Subscription: &ordergatev1.Subscription{Name: "shipping"}, UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"filter", "max_attempts"}},
+		Subscription: &ordergatev1.Subscription{Name: "shipping"}, UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"filter", "max_attempts", "delivery"}},
 	})
-	if err != nil || updated.GetSubscription().GetMaxAttempts() != 20 || updated.GetSubscription().GetFilter() != nil || updated.GetSubscription().GetAckDeadline().AsDuration() != time.Minute {
+	if err != nil || updated.GetSubscription().GetDelivery() != ordergatev1.DeliveryMode_DELIVERY_MODE_LATEST || updated.GetSubscription().GetMaxAttempts() != 20 || updated.GetSubscription().GetFilter() != nil || updated.GetSubscription().GetAckDeadline().AsDuration() != time.Minute {
 		t.Errorf("update by mask: %v, %v", updated, err)
 	}
 	_, err = g.work.UpdateSubscription(deadline(t), &ordergatev1.UpdateSubscriptionRequest{
@@ -744,4 +749,108 @@ func TestSubscriptionOutlivesARestart(t *testing.T) {
 			t.Errorf("settings %v, %v", settings, err)
 		}
 	})
+}
+
+func TestLatestDeliveries(t *testing.T) {
+	const (
+		hold   = ordergatev1.Directive_DIRECTIVE_HOLD
+		cancel = ordergatev1.Directive_DIRECTIVE_CANCEL
+		refund = ordergatev1.OrderEventKind_ORDER_EVENT_KIND_REFUNDED
+	)
+	g := newGateway(t, t.TempDir())
+	g.store(t, change{order: "cs_1", revision: 1}, change{order: "cs_1", revision: 2, directive: hold}, change{order: "cs_2", revision: 1},
+		change{order: "cs_1", revision: 3, kind: refund, directive: cancel})
+	g.subscribe(t, &ordergatev1.Subscription{Name: "latest", Delivery: ordergatev1.DeliveryMode_DELIVERY_MODE_LATEST})
+	g.subscribe(t, &ordergatev1.Subscription{Name: "every"})
+	g.subscribe(t, &ordergatev1.Subscription{Name: "ship", Delivery: ordergatev1.DeliveryMode_DELIVERY_MODE_LATEST,
+		Filter: &ordergatev1.OrderEventFilter{Directives: []ordergatev1.Directive{ordergatev1.Directive_DIRECTIVE_SHIP}}})
+
+	got, short := g.pull(t, &ordergatev1.PullRequest{Subscription: "latest"})
+	expect(t, "latest", short, "cs_1.3, cs_2.1")
+	if d := got[0]; !slices.Equal(d.GetReplacedRevisions(), []int64{1, 2}) || d.GetLatestRevision() != 3 || d.GetLatestDirective() != cancel {
+		t.Errorf("delivery %v", d)
+	}
+	expect(t, "results", g.settle(t, "latest", got), "OK OK")
+	if s := g.stats(t, "latest"); s.GetPendingOrders() != 0 {
+		t.Errorf("figures when all is done: %v", s)
+	}
+
+	got, short = g.pull(t, &ordergatev1.PullRequest{Subscription: "every"})
+	expect(t, "every event", short, "cs_1.1, cs_2.1")
+	if d := got[0]; len(d.GetReplacedRevisions()) > 0 || d.GetLatestRevision() != 3 || d.GetLatestDirective() != cancel {
+		t.Errorf("delivery %v", d)
+	}
+
+	_, short = g.pull(t, &ordergatev1.PullRequest{Subscription: "ship"})
+	expect(t, "only SHIP", short, "cs_2.1")
+
+	// A stream is as current as a Pull.
+	g.store(t, change{order: "cs_3", revision: 1}, change{order: "cs_3", revision: 2, directive: hold})
+	stream, err := g.work.Consume(deadline(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.Send(&ordergatev1.ConsumeRequest{Open: &ordergatev1.ConsumeOpen{Subscription: "latest"}}); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		response, err := stream.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := response.GetDelivery(); d != nil {
+			if inShort(d) != "cs_3.2" || d.GetLatestRevision() != 2 || d.GetLatestDirective() != hold || !slices.Equal(d.GetReplacedRevisions(), []int64{1}) {
+				t.Errorf("delivery %v", d)
+			}
+			break
+		}
+	}
+}
+
+func TestFilterWarnings(t *testing.T) {
+	kinds := func(names ...string) *ordergatev1.OrderEventFilter {
+		filter := &ordergatev1.OrderEventFilter{}
+		for _, name := range names {
+			filter.Kinds = append(filter.Kinds, ordergatev1.OrderEventKind(ordergatev1.OrderEventKind_value["ORDER_EVENT_KIND_"+name]))
+		}
+		return filter
+	}
+	directives := func(names ...string) *ordergatev1.OrderEventFilter {
+		filter := &ordergatev1.OrderEventFilter{}
+		for _, name := range names {
+			filter.Directives = append(filter.Directives, ordergatev1.Directive(ordergatev1.Directive_value["DIRECTIVE_"+name]))
+		}
+		return filter
+	}
+	for _, test := range []struct {
+		name   string
+		filter *ordergatev1.OrderEventFilter
+		hidden string // the start of the only warning
+	}{
+		{"none", nil, ""},
+		{"kinds that ship", kinds("PAID"), "filter.kinds leaves out CANCELED, REFUNDED, HELD, RELEASED, UPDATED, ERASED:"},
+		{"all but one", kinds("PAID", "CANCELED", "REFUNDED", "HELD", "RELEASED", "UPDATED"), "filter.kinds leaves out ERASED:"},
+		{"all that stop", kinds("CANCELED", "REFUNDED", "HELD", "RELEASED", "UPDATED", "ERASED"), ""},
+		{"kinds that never ship", kinds("CANCELED", "HELD"), ""},
+		{"directives", directives("SHIP"), "filter.directives leaves out HOLD, CANCEL:"},
+		{"one directive too few", directives("SHIP", "HOLD"), "filter.directives leaves out CANCEL:"},
+		{"all that stop", directives("SHIP", "HOLD", "CANCEL"), ""},
+		{"never SHIP", directives("CANCEL"), ""},
+		{"changes", &ordergatev1.OrderEventFilter{DirectiveChangedOnly: true}, ""},
+	} {
+		got := filterWarnings(test.filter)
+		if (test.hidden == "") != (len(got) == 0) || len(got) > 1 || len(got) == 1 && !strings.HasPrefix(got[0], test.hidden) {
+			t.Errorf("%s: %q, want %q", test.name, got, test.hidden)
+		}
+	}
+
+	g := newGateway(t, t.TempDir())
+	created, err := g.work.CreateSubscription(deadline(t), &ordergatev1.CreateSubscriptionRequest{Subscription: &ordergatev1.Subscription{Name: "s", Filter: kinds("PAID")}})
+	if err != nil || len(created.GetWarnings()) != 1 || created.GetSubscription().GetDelivery() != ordergatev1.DeliveryMode_DELIVERY_MODE_LATEST {
+		t.Errorf("created: %v, %v", created, err)
+	}
+	updated, err := g.work.UpdateSubscription(deadline(t), &ordergatev1.UpdateSubscriptionRequest{Subscription: &ordergatev1.Subscription{Name: "s", Filter: directives("SHIP")}})
+	if err != nil || len(updated.GetWarnings()) != 1 {
+		t.Errorf("updated: %v, %v", updated, err)
+	}
 }

@@ -9,7 +9,6 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
 	"github.com/ordergate/ordergate/internal/eventlog"
@@ -83,9 +82,7 @@ func wireDelivery(delivery subscription.Delivery) (wire, error) {
 	if err != nil {
 		return nil, err
 	}
-	rest, err := proto.Marshal(&ordergatev1.Delivery{
-		DeliveryId: delivery.ID, Attempt: int32(delivery.Attempt), LeaseExpireTime: timestamppb.New(delivery.LeaseEnd), Redriven: delivery.Redriven,
-	})
+	rest, err := proto.Marshal(leaseOf(delivery))
 	if err != nil {
 		return nil, err
 	}

@@ -39,7 +39,7 @@ func TestWire(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	delivery := subscription.Delivery{ID: "d", Record: record, Attempt: 3, LeaseEnd: time.Unix(1_800_000_000, 5), Redriven: true}
+	delivery := subscription.Delivery{ID: "d", Record: record, Attempt: 3, LeaseEnd: time.Unix(1_800_000_000, 5), Redriven: true, Replaced: []int64{4, 5}, Newest: record}
 	watched, watchErr := wireEvent(record, "log")
 	if again, _ := wireEvent(record, "log"); watchErr == nil && &again[0] != &watched[0] {
 		t.Error("encoded twice")
@@ -54,6 +54,7 @@ func TestWire(t *testing.T) {
 		{watched, watchErr, &ordergatev1.WatchOrdersResponse{}, &ordergatev1.WatchOrdersResponse{ResumeToken: encodeToken(resumeToken, "log", record.Sequence), Payload: &ordergatev1.WatchOrdersResponse_Event{Event: event}}},
 		{delivered, deliveryErr, &ordergatev1.ConsumeResponse{}, &ordergatev1.ConsumeResponse{Payload: &ordergatev1.ConsumeResponse_Delivery{Delivery: &ordergatev1.Delivery{
 			DeliveryId: "d", Event: event, Attempt: 3, LeaseExpireTime: timestamppb.New(delivery.LeaseEnd), Redriven: true,
+			ReplacedRevisions: []int64{4, 5}, LatestRevision: event.GetOrder().GetRevision(), LatestDirective: event.GetOrder().GetDirective(),
 		}}}},
 	} {
 		if tt.err != nil {

@@ -13,7 +13,8 @@ func Erase(current *ordergatev1.Order) *Change {
 		return nil
 	}
 	return &Change{
-		Kind: ordergatev1.OrderEventKind_ORDER_EVENT_KIND_ERASED,
+		Kind:              ordergatev1.OrderEventKind_ORDER_EVENT_KIND_ERASED,
+		PreviousDirective: current.GetDirective(),
 		Order: &ordergatev1.Order{
 			Id:             current.GetId(),
 			Revision:       current.GetRevision() + 1,

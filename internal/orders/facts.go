@@ -236,7 +236,7 @@ func (f facts) itemsPending() bool {
 // decide writes everything that is derived: the order's status, the sums that were
 // collected and given back, its directive and all reasons.
 func (f facts) decide(o *ordergatev1.Order) {
-	waits, holds, cancels := f.waits(), f.holds(), f.cancels()
+	waits, holds, cancels := f.waits(), f.holds(), standing(o, f.cancels())
 	o.Status = f.status()
 	o.AddressState = f.address
 	f.showAmounts(o)

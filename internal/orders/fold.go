@@ -49,7 +49,7 @@ func ApplyAll(current *ordergatev1.Order, events []*Event, items LineItems) (*Ch
 	if proto.Equal(withRevision(current, next.GetRevision()), next) {
 		return nil, folded
 	}
-	return &Change{Order: next, Kind: kindOf(current, next), Warnings: warnings}, folded
+	return &Change{Order: next, Kind: kindOf(current, next), Warnings: warnings, PreviousDirective: current.GetDirective()}, folded
 }
 
 func withRevision(o *ordergatev1.Order, revision int64) *ordergatev1.Order {
@@ -69,7 +69,7 @@ func StartSettling(current *ordergatev1.Order, c *Change, until *timestamppb.Tim
 	next := proto.CloneOf(c.Order)
 	next.SettleTime = proto.CloneOf(until)
 	factsOf(next, paymentOf(next)).decide(next)
-	return &Change{Order: next, Kind: c.Kind, Warnings: c.Warnings, Note: c.Note}
+	return &Change{Order: next, Kind: c.Kind, Warnings: c.Warnings, Note: c.Note, PreviousDirective: c.PreviousDirective}
 }
 
 // EndSettling ends the settling period of an order. The result is nil if there is none.
@@ -97,7 +97,7 @@ func Reduce(current *ordergatev1.Order, c *Change) (smaller *Change, ok bool) {
 	}
 	reduceItems(next)
 	factsOf(next, paymentOf(next)).decide(next)
-	return &Change{Order: next, Kind: kindOf(current, next), Warnings: c.Warnings, Note: c.Note}, true
+	return &Change{Order: next, Kind: kindOf(current, next), Warnings: c.Warnings, Note: c.Note, PreviousDirective: c.PreviousDirective}, true
 }
 
 // reduceItems removes the content of the line items that omitted_content names.

@@ -25,7 +25,7 @@
 // An event that only follows up an order changes nothing while its order is not
 // known: it is to come again when it is.
 //
-// What an operator does ([Hold], [Release]) has its place in time: it is about
+// What an operator does ([Hold], [Release], [Reinstate]) has its place in time: it is about
 // the order as it stands.
 //
 // What an incomplete order lacks is said in a field, never by being empty.
@@ -68,8 +68,12 @@ type Change struct {
 	// Warnings say, for the log, what of the event could not be read. They name
 	// the event, its API version and the field, and hold no personal data.
 	Warnings []string
-	// Note is why an operator held or released the order, for OrderEvent.note.
+	// Note is why an operator held, released or reinstated the order, for
+	// OrderEvent.note.
 	Note string
+	// PreviousDirective is the order's directive before the change, for
+	// OrderEvent.previous_directive. Unspecified for a new order.
+	PreviousDirective ordergatev1.Directive
 }
 
 var (
@@ -312,7 +316,7 @@ func change(current, next *ordergatev1.Order, money payment, warnings []string) 
 		return nil
 	}
 	next.Revision++
-	return &Change{Order: next, Kind: kindOf(current, next), Warnings: warnings}
+	return &Change{Order: next, Kind: kindOf(current, next), Warnings: warnings, PreviousDirective: current.GetDirective()}
 }
 
 // Erased reports whether the order is a tombstone: its personal data was

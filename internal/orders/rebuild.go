@@ -50,5 +50,9 @@ func Rebuild(current *ordergatev1.Order, events []*Event) (*Change, error) {
 	for _, release := range current.GetHoldReleases() {
 		next.HoldReleases = append(next.HoldReleases, proto.CloneOf(release))
 	}
+	next.Reinstatements = nil
+	for _, reinstatement := range current.GetReinstatements() {
+		next.Reinstatements = append(next.Reinstatements, proto.CloneOf(reinstatement))
+	}
 	return change(current, next, paymentOf(next), warnings), nil
 }

@@ -509,6 +509,8 @@ func (p *Pipeline) append(ctx context.Context, current *ordergatev1.Order, chang
 			Kind:  change.Kind,
 			Order: change.Order,
 			Note:  change.Note,
+
+			PreviousDirective: change.PreviousDirective,
 		}
 		if len(sources) > 0 {
 			event.SourceEventId, event.IncludedEventIds = sources[0], sources[1:]

@@ -195,11 +195,19 @@ func (e *erasure) eraseReferences(ctx context.Context) error {
 }
 
 func (p *Pipeline) eraseReference(ctx context.Context, key, orderID string) error {
+	p.erased.Store(true)
 	references := p.Log.Bucket(eventlog.References)
 	if err := references.Put(ctx, erasedKey(key), []byte(orderID)); err != nil {
 		return err
 	}
 	return references.Erase(ctx, key)
+}
+
+// hasErased reports whether there may be references of erased orders.
+func (p *Pipeline) hasErased(ctx context.Context) bool {
+	found := errors.New("found")
+	err := p.Log.Bucket(eventlog.References).Entries(ctx, erasedPrefix+">", func(string, []byte) error { return found })
+	return err != nil
 }
 
 // erasedKey is the key under which a reference to an erased order is kept.

@@ -85,6 +85,11 @@ type Pipeline struct {
 	// converted before.
 	replayed uint64
 
+	// erased reports whether an order may have been erased, and so whether references of erased
+	// orders are to be looked for. It is false only if this gateway has the log alone and found
+	// none when it began.
+	erased atomic.Bool
+
 	finishing errgroup.Group // batches that are being flushed
 	items     itemReader
 	agenda    *agenda
@@ -113,6 +118,7 @@ func New(cfg Config) *Pipeline {
 		listInterval:  listInterval,
 	}
 	p.finishing.SetLimit(maxFinishing)
+	p.erased.Store(true)
 	p.measures = newMeasures(p, cfg.Metrics)
 	return p
 }
@@ -125,6 +131,7 @@ func (p *Pipeline) Run(ctx context.Context) error {
 	if state, err := p.Log.InboxState(ctx); err == nil {
 		p.replayed = state.Last
 	}
+	p.erased.Store(p.Log.Shared() || p.hasErased(ctx))
 	var background sync.WaitGroup
 	background.Go(func() { p.runTasks(ctx) })
 	background.Go(func() { p.completeItems(ctx) })

@@ -71,9 +71,16 @@ func (p *Pipeline) beginReferences(orderID string, events []*result) (recorded f
 // reference first, or eventlog.ErrNotFound.
 func (p *Pipeline) owner(ctx context.Context, e *orders.Event) (string, error) {
 	keys := referenceKeys(e)
-	for _, key := range keys {
-		keys = append(keys, erasedKey(key)) // of an order that was erased
+	if p.erased.Load() {
+		for _, key := range keys {
+			keys = append(keys, erasedKey(key)) // of an order that was erased
+		}
 	}
+	return p.ownerOf(ctx, e, keys)
+}
+
+// ownerOf returns the order that the first of some keys with an order points to.
+func (p *Pipeline) ownerOf(ctx context.Context, e *orders.Event, keys []string) (string, error) {
 	for _, key := range keys {
 		owner, err := p.Log.Bucket(eventlog.References).Get(ctx, key)
 		if !errors.Is(err, eventlog.ErrNotFound) {

@@ -33,7 +33,8 @@ func (p *Pipeline) index(ctx context.Context, r *result) (ready bool, err error)
 			return false, err
 		}
 	}
-	owner, err := p.owner(ctx, r.event)
+	// An erasure at this moment finds the stored event itself.
+	owner, err := p.ownerOf(ctx, r.event, referenceKeys(r.event))
 	switch {
 	case errors.Is(err, eventlog.ErrNotFound):
 	case err != nil:
@@ -62,8 +63,13 @@ func (p *Pipeline) schedule(r *result, kind taskKind, t task) {
 
 // addWaiting adds an event to the list of those that wait under a key.
 func (p *Pipeline) addWaiting(ctx context.Context, key, eventID string) error {
+	alone := encoded([]string{eventID})
+	list, err := p.Log.Bucket(eventlog.Waiting).Claim(ctx, key, alone)
+	if err != nil || slices.Contains(waitingIDs(list), eventID) {
+		return err
+	}
 	full := false
-	err := p.Log.Bucket(eventlog.Waiting).Update(ctx, key, func(old []byte) []byte {
+	err = p.Log.Bucket(eventlog.Waiting).Update(ctx, key, func(old []byte) []byte {
 		ids := waitingIDs(old)
 		if slices.Contains(ids, eventID) {
 			return old

@@ -41,6 +41,18 @@ type lane struct {
 	kind    ordergatev1.OrderEventKind
 	eventID string
 	event   *eventlog.OrderRecord
+	readFor uint64 // the target that event was read for
+
+	// through is the sequence of the event that was read for the target last; 0 if none
+	// was. It is the target's own, or, if newest is set, that of the order's newest event:
+	// settling that settles everything of the order up to it, and next and more are about
+	// the events after it.
+	through  uint64
+	newest   bool
+	pending  bool    // the filter selects event
+	checked  uint64  // event was the order's newest up to this sequence of the log
+	replaced []int64 // revisions that event replaces, until it is sent
+	awaits   uint64  // the position that a deferred lane waits for
 
 	held    bool // a record of the lane is, or is to be, in the bucket
 	covered bool // that record is on disk, and tells of the head
@@ -52,11 +64,12 @@ type lane struct {
 type laneState int
 
 const (
-	laneIdle    laneState = iota // there is no target
-	laneUnread                   // its event must be read, or is being read
-	laneReady                    // it waits for a worker
-	laneLeased                   // a worker has it, until due
-	laneDelayed                  // it waits for another attempt, until due
+	laneIdle     laneState = iota // there is no target
+	laneUnread                    // its event must be read, or is being read
+	laneReady                     // it waits for a worker
+	laneLeased                    // a worker has it, until due
+	laneDelayed                   // it waits for another attempt, until due
+	laneDeferred                  // a newer event replaces it once the position reaches that one
 )
 
 // item is an event that is not done with.
@@ -108,6 +121,38 @@ func (l *lane) target() *item {
 	return l.head
 }
 
+// end is the sequence up to which a delivery of the target settles the order.
+func (l *lane) end() uint64 { return cmp.Or(l.through, l.current) }
+
+// settle takes the target off the lane, with everything that was delivered with it.
+func (l *lane) settle() {
+	l.letters = slices.DeleteFunc(l.letters, func(letter letter) bool {
+		return letter.sequence == l.current || l.newest && letter.redriven && letter.sequence <= l.through
+	})
+	if l.head != nil && (l.head.sequence == l.current || l.newest && l.head.sequence <= l.through) {
+		l.advance()
+	}
+	l.unread()
+}
+
+// setEvent has the lane deliver an event for its target.
+func (l *lane) setEvent(f found) {
+	l.event, l.size, l.kind, l.eventID = f.record, f.record.Size(), f.record.Kind, f.record.EventID()
+	l.through, l.checked, l.replaced, l.pending = f.record.Sequence, f.checked, f.replaced, f.last == f.record.Sequence
+}
+
+// unread forgets the event that was read for the target.
+func (l *lane) unread() { l.event, l.through, l.newest, l.replaced = nil, 0, false, nil }
+
+// abandon is unread for a target that was not settled: which event follows the head is
+// then to be read again.
+func (l *lane) abandon() {
+	if l.newest {
+		l.next, l.more = 0, l.head != nil
+	}
+	l.unread()
+}
+
 // letter returns the index of the dead letter with a sequence, -1 when there is
 // none.
 func (l *lane) letter(sequence uint64) int {
@@ -145,6 +190,11 @@ type laneHeap struct {
 // byTarget orders lanes by what they deliver, the oldest event first.
 func byTarget() laneHeap {
 	return laneHeap{less: func(a, b *lane) bool { return a.current < b.current }}
+}
+
+// byAwaited orders deferred lanes by the positions that they wait for.
+func byAwaited() laneHeap {
+	return laneHeap{less: func(a, b *lane) bool { return a.awaits < b.awaits }}
 }
 
 // byDue orders lanes by when something is to be done, the earliest first.

@@ -5,7 +5,9 @@
 // It promises:
 //
 //   - Every event that the filter selects is delivered until it is acknowledged,
-//     skipped, or made a dead letter, whatever ends in between.
+//     skipped, or made a dead letter, whatever ends in between. In LATEST, the
+//     newest revision of its order is delivered in its place, and nothing older
+//     than the newest stored revision ever is.
 //   - The events of one order are delivered in their order, one at a time: the
 //     next one when the one before is settled. An order that is held back, by a
 //     delay or a dead letter, holds back no other.
@@ -233,6 +235,9 @@ func withDefaults(settings *ordergatev1.Subscription) *ordergatev1.Subscription 
 	if settings.DeadLetterPolicy == ordergatev1.DeadLetterPolicy_DEAD_LETTER_POLICY_UNSPECIFIED {
 		settings.DeadLetterPolicy = ordergatev1.DeadLetterPolicy_DEAD_LETTER_POLICY_BLOCK
 	}
+	if settings.Delivery == ordergatev1.DeliveryMode_DELIVERY_MODE_UNSPECIFIED {
+		settings.Delivery = ordergatev1.DeliveryMode_DELIVERY_MODE_LATEST
+	}
 	return settings
 }
 
@@ -336,6 +341,10 @@ func (m *Manager) load(ctx context.Context, name string) (*Subscription, error) 
 	if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(stored.Settings, settings); err != nil {
 		return nil, fmt.Errorf("read the settings of the subscription %s: %w", name, err)
 	}
+	if settings.Delivery == ordergatev1.DeliveryMode_DELIVERY_MODE_UNSPECIFIED {
+		// It was stored by a version that delivered every event.
+		settings.Delivery = ordergatev1.DeliveryMode_DELIVERY_MODE_EVERY_EVENT
+	}
 	s := &Subscription{
 		name: name, uid: stored.UID, term: m.log.Term(), log: m.log, logger: m.logger.With("subscription", name),
 		wakeRead: make(chan struct{}, 1), wakeStore: make(chan struct{}, 1), ended: make(chan struct{}),
@@ -426,13 +435,13 @@ func (s *Subscription) restoreHeads(ctx context.Context, heads []head) error {
 				return nil
 			}
 			order := records[0].OrderID
-			_, next, _, err := s.lookUp(readingCtx, order, h.sequence, true)
+			f, err := s.lookUp(readingCtx, order, h.sequence, true)
 			if err != nil {
 				return err
 			}
 			mu.Lock()
 			defer mu.Unlock()
-			s.q.restoreHead(order, h, next, records[0].Time)
+			s.q.restoreHead(order, h, f.next, records[0].Time)
 			s.q.lanes[order].head.goods = goodsOf(records[0])
 			return nil
 		})

@@ -24,7 +24,8 @@ var (
 // TestModel tells random histories of a queue, on virtual time: events arrive,
 // workers come, take, acknowledge, nack, stall and go, operators redrive, discard
 // and seek, the gateway is stopped, killed, and loses its power at every point of
-// a store. What must hold is checked at each delivery and at the end.
+// a store. What must hold is checked at each delivery and at the end. Half of the
+// histories deliver every event, the others the newest revisions.
 func TestModel(t *testing.T) {
 	if *modelSeed != 0 {
 		tell(t, *modelSeed)
@@ -72,6 +73,8 @@ type handed struct {
 	order    string
 	sequence uint64
 	redriven bool
+	target   uint64   // the oldest event that it stands for
+	covers   []uint64 // all events that settling it settles, sequence included
 }
 
 func tell(t *testing.T, seed uint64) {
@@ -85,7 +88,11 @@ func tell(t *testing.T, seed uint64) {
 	if w.random.IntN(2) == 0 {
 		w.settings.DeadLetterPolicy = ordergatev1.DeadLetterPolicy_DEAD_LETTER_POLICY_SKIP
 	}
-	w.q = newQueue("uid", w.settings, w.life)
+	w.settings.Delivery = ordergatev1.DeliveryMode_DELIVERY_MODE_EVERY_EVENT
+	if w.random.IntN(2) == 0 {
+		w.settings.Delivery = ordergatev1.DeliveryMode_DELIVERY_MODE_LATEST
+	}
+	w.q = w.newQueue()
 	w.places = []string{string(place{epoch: 1}.encode())}
 	defer func() {
 		if t.Failed() {
@@ -106,6 +113,12 @@ func tell(t *testing.T, seed uint64) {
 		}
 	}
 	w.finish()
+}
+
+func (w *world) newQueue() *queue {
+	q := newQueue("uid", w.settings, w.life)
+	q.maxDeferred, q.revision = w.random.IntN(4), sequenceOf
+	return q
 }
 
 func (w *world) note(format string, args ...any) {
@@ -189,24 +202,37 @@ func (w *world) erase() {
 	}
 }
 
-// wanted is the filter: every seventh event is of no interest.
-func wanted(r *eventlog.OrderRecord) bool { return r.Sequence%7 != 0 }
+// selects is the filter: every seventh event is of no interest, and neither is an order
+// after every eleventh, unless that erased it.
+func selects(r *eventlog.OrderRecord) (event, order bool) {
+	order = r.Sequence%11 != 0 || r.Kind == ordergatev1.OrderEventKind_ORDER_EVENT_KIND_ERASED
+	return order && r.Sequence%7 != 0, order
+}
+
+func wanted(r *eventlog.OrderRecord) bool {
+	event, _ := selects(r)
+	return event
+}
 
 // read does a part of what a Subscription reads.
 func (w *world) read() {
 	lanes, want := w.q.wanted(w.q.position < uint64(len(w.log)))
 	for _, read := range lanes {
-		record, next, upTo := w.lookUp(read)
+		f := w.lookUp(read)
 		if w.random.IntN(8) == 0 {
 			w.q.readAgain(read) // the log did not answer
 			continue
 		}
 		if w.random.IntN(3) == 0 { // other things happen while the log is read
+			if w.random.IntN(2) == 0 {
+				w.append()
+			}
 			w.readOn(2)
 			w.settle()
 			w.q.tick(w.now)
 		}
-		if !w.q.apply(read, record, next, upTo, w.now) && !w.gone[read.sequence] {
+		w.supersede(read, f)
+		if !w.q.apply(read, f, w.now) && !w.gone[read.sequence] {
 			w.t.Errorf("event %d is taken for lost", read.sequence)
 		}
 	}
@@ -215,18 +241,42 @@ func (w *world) read() {
 	}
 }
 
-func (w *world) lookUp(read laneRead) (record *eventlog.OrderRecord, next, upTo uint64) {
-	upTo = w.q.position
-	for _, r := range w.log[read.sequence-1:] {
-		switch {
-		case r.OrderID != read.lane.order, w.gone[r.Sequence]:
-		case r.Sequence == read.sequence:
-			record = r
-		case read.behind && wanted(r) && next == 0 && r.Sequence <= upTo:
-			next = r.Sequence
+func (w *world) lookUp(read laneRead) found {
+	log := slices.Clone(w.log)
+	for sequence := range w.gone {
+		log[sequence-1] = nil
+	}
+	return lookUpIn(log, read, w.q.position, selects)
+}
+
+// supersede notes which events are settled without a delivery, because the filter
+// excludes the order as it is now, or because a newer event replaces them later.
+func (w *world) supersede(read laneRead, f found) {
+	l := read.lane
+	if !read.latest || f.record == nil || w.q.lanes[l.order] != l || l.state != laneUnread || l.current != read.sequence ||
+		w.q.epoch != read.epoch || l.arrived && w.q.position > f.checked {
+		return
+	}
+	later := f.last > w.q.position
+	if later && (w.q.deferred.Len() < w.q.maxDeferred || l.redriving()) || !later && !f.excluded {
+		return
+	}
+	through := min(f.checked, w.q.position)
+	w.note("%s is settled up to %d without a delivery", l.order, through)
+	for _, sequence := range w.covered(l.order, read.sequence, through) {
+		w.done(sequence, l.redriving())
+	}
+}
+
+// covered are the pending events of an order up to a sequence. From the target on, they
+// include those of a dead letter that a power cut undid.
+func (w *world) covered(order string, target, through uint64) (all []uint64) {
+	for _, r := range w.log[:through] {
+		if r.OrderID == order && wanted(r) && r.Sequence > w.seekFloor && !w.gone[r.Sequence] && !w.acked[r.Sequence] && (!w.buried[r.Sequence] || r.Sequence >= target) {
+			all = append(all, r.Sequence)
 		}
 	}
-	return record, next, upTo
+	return all
 }
 
 func (w *world) readOn(limit int) {
@@ -267,6 +317,10 @@ func (w *world) take() {
 	worker := w.workers[w.random.IntN(len(w.workers))]
 	w.bury()
 	for _, d := range w.q.take(worker, w.now) {
+		if w.q.latest() {
+			w.takeNewest(worker, d)
+			continue
+		}
 		r := d.Record
 		w.note("%v deliver %d of %s attempt %d redriven %v", w.now.Unix(), r.Sequence, r.OrderID, d.Attempt, d.Redriven)
 		if !wanted(r) {
@@ -289,8 +343,56 @@ func (w *world) take() {
 		if !d.Redriven {
 			w.newest[r.OrderID] = r.Sequence
 		}
-		w.out = append(w.out, handed{worker, d.ID, r.OrderID, r.Sequence, d.Redriven})
+		w.out = append(w.out, handed{worker, d.ID, r.OrderID, r.Sequence, d.Redriven, r.Sequence, []uint64{r.Sequence}})
 	}
+}
+
+// takeNewest is take for a delivery that replaces all pending events of its order.
+func (w *world) takeNewest(worker *Worker, d Delivery) {
+	r := d.Record
+	newest := newestIn(w.log, r.OrderID)
+	if newest.Sequence > d.checked {
+		w.note("recall %d of %s", r.Sequence, r.OrderID)
+		w.q.recall(d.ID, w.now)
+		return
+	}
+	w.note("%v deliver %d of %s attempt %d redriven %v, replaces %v", w.now.Unix(), r.Sequence, r.OrderID, d.Attempt, d.Redriven, d.Replaced)
+	id, _ := decodeDeliveryID(d.ID, "uid")
+	covers := w.covered(r.OrderID, id.sequence, r.Sequence)
+	switch _, selected := selects(r); {
+	case r != newest:
+		w.t.Errorf("event %d of %s is delivered, the newest is %d", r.Sequence, r.OrderID, newest.Sequence)
+	case !selected:
+		w.t.Errorf("event %d is delivered, after which the filter excludes %s", r.Sequence, r.OrderID)
+	case !d.Redriven && r.Sequence <= w.seekFloor:
+		w.t.Errorf("event %d is delivered after a seek behind %d", r.Sequence, w.seekFloor)
+	case !d.Redriven && !slices.ContainsFunc(covers, func(sequence uint64) bool { return !w.stored[sequence] }) && w.allStored(r):
+		w.t.Errorf("everything of %s up to %d was acknowledged and stored, and is delivered again", r.OrderID, r.Sequence)
+	case !slices.IsSorted(d.Replaced) || slices.Contains(d.Replaced, int64(r.Sequence)):
+		w.t.Errorf("event %d of %s replaces %v", r.Sequence, r.OrderID, d.Replaced)
+	}
+	for _, sequence := range d.Replaced {
+		if other := w.log[sequence-1]; other.OrderID != r.OrderID || !wanted(other) {
+			w.t.Errorf("event %d of %s replaces %d", r.Sequence, r.OrderID, sequence)
+		}
+	}
+	for _, sequence := range covers {
+		if sequence >= id.sequence && sequence != r.Sequence && !d.Redriven && !slices.Contains(d.Replaced, int64(sequence)) {
+			w.t.Errorf("event %d of %s does not list %d, which it replaces: %v", r.Sequence, r.OrderID, sequence, d.Replaced)
+		}
+	}
+	w.out = append(w.out, handed{worker, d.ID, r.OrderID, r.Sequence, d.Redriven, id.sequence, append(covers, r.Sequence)})
+}
+
+// allStored reports whether every event of an order up to one was acknowledged and
+// stored.
+func (w *world) allStored(upTo *eventlog.OrderRecord) bool {
+	for _, r := range w.log[:upTo.Sequence] {
+		if r.OrderID == upTo.OrderID && wanted(r) && r.Sequence > w.seekFloor && !w.gone[r.Sequence] && !w.stored[r.Sequence] {
+			return false
+		}
+	}
+	return true
 }
 
 // bury notes what died and blocks nothing.
@@ -298,8 +400,30 @@ func (w *world) bury() {
 	for _, l := range w.q.lanes {
 		for i := range l.letters {
 			if !l.letters[i].blocks && !l.letters[i].redriven {
-				w.buried[l.letters[i].sequence] = true
+				for _, sequence := range w.in(l.letters[i]) {
+					w.buried[sequence] = true
+				}
 			}
+		}
+	}
+}
+
+// in are the events that a dead letter stands for: those that its last delivery covered.
+func (w *world) in(letter letter) []uint64 {
+	for _, d := range slices.Backward(w.out) {
+		if d.target == letter.sequence {
+			return d.covers
+		}
+	}
+	return []uint64{letter.sequence}
+}
+
+func (w *world) redrive(l *lane, letter letter) {
+	w.q.redrive(l, []uint64{letter.sequence}, w.now)
+	w.note("redrive %d of %s", letter.sequence, l.order)
+	if w.q.latest() {
+		for _, sequence := range w.in(letter) {
+			delete(w.buried, sequence)
 		}
 	}
 }
@@ -319,7 +443,7 @@ func (w *world) settle() {
 		code := w.q.ack(d.id, w.now)
 		w.note("ack %d of %s: %v", d.sequence, d.order, code)
 		if code == ok {
-			w.done(d.sequence, d.redriven)
+			w.settled(d)
 		}
 	case n < 8:
 		nack := &ordergatev1.Nack{DeliveryId: d.id, Action: ordergatev1.NackAction(w.random.IntN(4))}
@@ -329,10 +453,16 @@ func (w *world) settle() {
 		code := w.q.nack(nack, w.now)
 		w.note("nack %v %d of %s: %v", nack.Action, d.sequence, d.order, code)
 		if code == ok && nack.Action == ordergatev1.NackAction_NACK_ACTION_SKIP {
-			w.done(d.sequence, d.redriven)
+			w.settled(d)
 		}
 	default:
 		w.q.extend(d.id, time.Duration(w.random.IntN(2)*w.random.IntN(10))*time.Second, w.now)
+	}
+}
+
+func (w *world) settled(d handed) {
+	for _, sequence := range d.covers {
+		w.done(sequence, d.redriven)
 	}
 }
 
@@ -426,7 +556,7 @@ func (w *world) restart(how string, end func()) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	w.q = newQueue("uid", w.settings, w.life)
+	w.q = w.newQueue()
 	w.q.epoch, w.q.position = p.epoch, p.position
 	for order, value := range w.held[len(w.held)-1] {
 		var record heldOrder
@@ -442,8 +572,8 @@ func (w *world) restart(how string, end func()) {
 			continue
 		}
 		r := w.log[h.sequence-1]
-		_, next, _ := w.lookUp(laneRead{lane: &lane{order: r.OrderID}, sequence: h.sequence, behind: true})
-		w.q.restoreHead(r.OrderID, h, next, r.Time)
+		f := w.lookUp(laneRead{lane: &lane{order: r.OrderID}, sequence: h.sequence, behind: true})
+		w.q.restoreHead(r.OrderID, h, f.next, r.Time)
 	}
 	for sequence := left; sequence <= p.position; sequence++ {
 		if r := w.log[sequence-1]; wanted(r) && w.erased[r.OrderID] == sequence {
@@ -460,12 +590,13 @@ func (w *world) deadLetters() {
 		for _, letter := range slices.Clone(l.letters) {
 			switch w.random.IntN(4) {
 			case 0:
-				w.q.redrive(l, []uint64{letter.sequence}, w.now)
-				w.note("redrive %d of %s", letter.sequence, l.order)
+				w.redrive(l, letter)
 			case 1:
 				// One that died before a seek may come again all the same.
 				if w.q.discard(l, []uint64{letter.sequence}, w.now) == 1 && letter.epoch == w.q.epoch {
-					w.done(letter.sequence, false)
+					for _, sequence := range w.in(letter) {
+						w.done(sequence, false)
+					}
 					w.note("discard %d of %s", letter.sequence, l.order)
 				}
 			}
@@ -540,8 +671,9 @@ func (w *world) finish() {
 	for round := 0; ; round++ {
 		lanes, want := w.q.wanted(w.q.position < uint64(len(w.log)))
 		for _, read := range lanes {
-			record, next, upTo := w.lookUp(read)
-			w.q.apply(read, record, next, upTo, w.now)
+			f := w.lookUp(read)
+			w.supersede(read, f)
+			w.q.apply(read, f, w.now)
 		}
 		w.readOn(want)
 		w.q.tick(w.now)
@@ -552,11 +684,11 @@ func (w *world) finish() {
 			if code := w.q.ack(d.id, w.now); code != ok {
 				w.t.Errorf("the acknowledgement of %d is answered %v", d.sequence, code)
 			}
-			w.done(d.sequence, d.redriven)
+			w.settled(d)
 		}
 		for _, l := range slices.Collect(maps.Values(w.q.lanes)) {
 			for _, letter := range slices.Clone(l.letters) {
-				w.q.redrive(l, []uint64{letter.sequence}, w.now)
+				w.redrive(l, letter)
 			}
 		}
 		w.check()

@@ -16,6 +16,11 @@ const (
 	// maxLanes is how many orders a subscription may have held back before it
 	// looks at no further events.
 	maxLanes = 100_000
+	// maxDeferred is how many orders may wait for the position to reach a newer event.
+	// Beyond it, that event alone is delivered, and replaces nothing.
+	maxDeferred = 50_000
+	// maxReplaced is how many replaced revisions a delivery lists.
+	maxReplaced = 1000
 	// maxUnsent is how many deliveries wait for a worker's stream at most: one
 	// that does not read gets no more.
 	maxUnsent = 64
@@ -50,6 +55,10 @@ type queue struct {
 	ready  laneHeap
 	timed  laneHeap // leased and delayed lanes
 
+	deferred    laneHeap
+	maxDeferred int
+	revision    func(*eventlog.OrderRecord) int64 // a test's events have no payload to read it from
+
 	workers []*Worker
 	clients map[string]*client
 
@@ -74,8 +83,15 @@ func newQueue(uid string, settings *ordergatev1.Subscription, life uint64) *queu
 	return &queue{
 		uid: uid, settings: settings, life: life, epoch: 1,
 		lanes: map[string]*lane{}, loose: map[*lane]bool{}, clients: map[string]*client{}, gone: map[string]bool{},
-		ready: byTarget(), timed: byDue(),
+		ready: byTarget(), timed: byDue(), deferred: byAwaited(), maxDeferred: maxDeferred,
+		revision: (*eventlog.OrderRecord).Revision,
 	}
+}
+
+// latest reports whether an order's newest revision is delivered in place of all its
+// pending events.
+func (q *queue) latest() bool {
+	return q.settings.GetDelivery() == ordergatev1.DeliveryMode_DELIVERY_MODE_LATEST
 }
 
 // arrive takes the next event of the log into account. wanted says whether the
@@ -98,9 +114,13 @@ func (q *queue) arrive(record *eventlog.OrderRecord, wanted bool, now time.Time)
 		if l.state == laneIdle {
 			q.place(l, now)
 			if l.state == laneUnread && l.current == record.Sequence {
-				q.read(l, record, now)
+				q.read(l, found{record: record, stored: record.Time, checked: record.Sequence, last: record.Sequence}, now)
 			}
 		}
+	case l.newest && record.Sequence <= l.through:
+		return // it is covered by the event that was read
+	case l.newest && l.state == laneReady && l.next == 0 && !l.more:
+		q.replaceReady(l, record)
 	case l.next == 0 && !l.more:
 		l.next = record.Sequence
 	default:
@@ -115,6 +135,24 @@ type laneRead struct {
 	epoch    uint64
 	sequence uint64
 	behind   bool // also find out what is behind it
+	latest   bool // read the order's newest event
+}
+
+// found is the result of reading a lane.
+type found struct {
+	record *eventlog.OrderRecord // nil if the target is no longer kept
+	// next is the sequence of the first event after the target that the filter selects, up
+	// to the position upTo; 0 if there is none. Only if behind was set.
+	next, upTo uint64
+
+	stored  time.Time // when the oldest event that record stands for was stored
+	checked uint64    // record is the order's newest event up to here
+
+	// The rest is set only if latest was.
+
+	last     uint64  // the last pending event
+	replaced []int64 // the revisions of the pending events before record
+	excluded bool    // the filter does not select the order as it is in record
 }
 
 // wanted returns what is to be read: lanes, and how many events in all, so that
@@ -139,14 +177,21 @@ func (q *queue) wanted(behind bool) (lanes []laneRead, want int) {
 		if q.lanes[l.order] != l || l.state != laneUnread {
 			continue
 		}
+		if l.newest && !q.latest() { // the mode was changed
+			l.abandon()
+		}
 		l.arrived = false
-		lanes = append(lanes, laneRead{l, q.epoch, l.current, l.vague()})
+		lanes = append(lanes, laneRead{l, q.epoch, l.current, l.vague(), q.latest()})
 	}
-	if len(q.lanes) >= maxLanes {
+	if q.full() {
 		want = min(want, len(lanes))
 	}
 	return lanes, max(want, 0)
 }
+
+// full reports whether so many orders are held back that no further events are looked
+// at. Deferred lanes do not count: only further events end their wait.
+func (q *queue) full() bool { return len(q.lanes)-q.deferred.Len() >= maxLanes }
 
 // readAgain puts a lane back whose target could not be read.
 func (q *queue) readAgain(read laneRead) {
@@ -163,41 +208,92 @@ func (q *queue) list(l *lane) {
 	}
 }
 
-// apply takes what was read for a lane: its target, nil when that is no longer
-// kept, which it reports, and, if it was asked for, what is behind it as far as
-// the queue had looked at upTo.
-func (q *queue) apply(read laneRead, record *eventlog.OrderRecord, next, upTo uint64, now time.Time) (kept bool) {
+// apply takes the result of reading a lane. It reports whether its target is still kept.
+func (q *queue) apply(read laneRead, f found, now time.Time) (kept bool) {
 	l := read.lane
-	if q.lanes[l.order] != l || q.epoch != read.epoch || l.state != laneUnread || l.current != read.sequence {
+	switch {
+	case q.lanes[l.order] != l || q.epoch != read.epoch || l.state != laneUnread || l.current != read.sequence:
 		return true // something happened to it meanwhile
+	case read.latest != q.latest():
+		q.readAgain(read)
+		return true
+	case read.latest:
+		return q.applyNewest(read, f, now)
 	}
 	if read.behind && l.next == 0 {
-		if next == 0 && l.arrived && q.position > upTo {
+		if f.next == 0 && l.arrived && q.position > f.upTo {
 			q.readAgain(read)
 			return true
 		}
-		l.next, l.more = next, next != 0
+		l.next, l.more = f.next, f.next != 0
 	}
-	if record == nil {
-		q.finish(l, read.sequence, now)
+	if f.record == nil {
+		q.finish(l, now)
 		return false
 	}
-	q.read(l, record, now)
+	q.read(l, f, now)
 	return true
 }
 
-// read gives an unread lane the event of its target.
-func (q *queue) read(l *lane, record *eventlog.OrderRecord, now time.Time) {
-	l.event, l.size, l.kind, l.eventID = record, record.Size(), record.Kind, record.EventID()
-	l.target().stored, l.target().goods = record.Time, goodsOf(record)
+// applyNewest is apply for the newest event of an order, which replaces the target and
+// all pending events after it.
+func (q *queue) applyNewest(read laneRead, f found, now time.Time) (kept bool) {
+	l := read.lane
+	switch {
+	case l.arrived && q.position > f.checked:
+		q.readAgain(read) // the arrived event may be newer still
+		return true
+	case f.last > q.position && (q.deferred.Len() < q.maxDeferred || l.redriving()):
+		l.target().goods = goodsOf(f.record)
+		l.state, l.awaits = laneDeferred, f.last
+		q.deferred.add(l)
+		return true
+	}
+	l.next, l.more = 0, false
+	if f.record == nil || f.excluded || f.last > q.position {
+		l.through, l.newest = f.checked, true
+		q.finish(l, now)
+		return f.record != nil
+	}
+	q.read(l, f, now)
+	return true
+}
+
+// read gives an unread lane the event that is to be delivered for its target.
+func (q *queue) read(l *lane, f found, now time.Time) {
+	target := l.target()
+	if l.newest && l.readFor == l.current && l.through != f.record.Sequence {
+		target.attempts = 0 // they were attempts of another revision
+	}
+	l.setEvent(f)
+	l.newest, l.readFor = q.latest(), l.current
+	target.stored, target.goods = f.stored, goodsOf(f.record)
 	q.place(l, now)
+}
+
+// replaceReady puts a newer event in the place of the one that a ready lane has.
+func (q *queue) replaceReady(l *lane, record *eventlog.OrderRecord) {
+	if l.pending {
+		l.replaced = append(l.replaced, q.revision(l.event))
+		l.replaced = l.replaced[max(0, len(l.replaced)-maxReplaced):]
+	}
+	l.setEvent(found{record: record, checked: record.Sequence, last: record.Sequence, replaced: l.replaced})
+	l.target().goods = goodsOf(record)
+}
+
+// reached ends the wait of the lanes whose awaited events the position has reached.
+func (q *queue) reached(now time.Time) {
+	for l := q.deferred.first(); l != nil && l.awaits <= q.position; l = q.deferred.first() {
+		q.lift(l)
+		q.place(l, now)
+	}
 }
 
 // place puts a lane that is nowhere where its target belongs.
 func (q *queue) place(l *lane, now time.Time) {
 	target := l.choose()
-	if target == nil || l.event != nil && l.event.Sequence != target.sequence {
-		l.event = nil
+	if target == nil || l.readFor != target.sequence {
+		l.abandon()
 	}
 	if target == nil {
 		l.state, l.current = laneIdle, 0
@@ -231,6 +327,8 @@ func (q *queue) lift(l *lane) {
 		q.release(l)
 	case laneDelayed:
 		q.timed.remove(l)
+	case laneDeferred:
+		q.deferred.remove(l)
 	}
 	l.state = laneIdle
 }
@@ -280,15 +378,10 @@ func (q *queue) note(l *lane) {
 	}
 }
 
-// finish ends what there is to do about the event of a lane's sequence.
-func (q *queue) finish(l *lane, sequence uint64, now time.Time) {
+// finish settles the target of a lane, and every event that was delivered with it.
+func (q *queue) finish(l *lane, now time.Time) {
 	q.lift(l)
-	if i := l.letter(sequence); i >= 0 {
-		l.letters = slices.Delete(l.letters, i, i+1)
-	}
-	if l.head != nil && l.head.sequence == sequence {
-		l.advance()
-	}
+	l.settle()
 	q.touch(l)
 	q.place(l, now)
 }
@@ -308,9 +401,7 @@ func (q *queue) kill(l *lane, reason ordergatev1.DeadLetterReason, detail string
 	l.endSpan(outcomeDeadLetter)
 	q.lift(l)
 	target.retry = time.Time{}
-	if l.head != nil && l.head.sequence == target.sequence {
-		l.advance()
-	}
+	l.settle()
 	l.put(letter{
 		item: target, eventID: l.eventID, kind: l.kind, reason: reason, detail: detail, died: now, epoch: q.epoch,
 		blocks: q.settings.GetDeadLetterPolicy() != ordergatev1.DeadLetterPolicy_DEAD_LETTER_POLICY_SKIP,
@@ -357,9 +448,26 @@ func (q *queue) giveBack(l *lane, why string, now time.Time) {
 	q.place(l, now)
 }
 
-// tick ends the leases and delays that are over. It returns when to come again;
-// zero: not before something changes.
+// recall takes back a delivery that was not sent: its order has a newer event, or the
+// newest one could not be read.
+func (q *queue) recall(text string, now time.Time) {
+	l, _ := q.findLeased(text)
+	if l == nil {
+		return
+	}
+	l.target().attempts--
+	if w := l.worker; w.limit > 0 {
+		w.served--
+		w.servedBytes -= int64(l.size)
+	}
+	q.lift(l)
+	q.place(l, now)
+}
+
+// tick ends the leases, delays and deferments that are over. It returns when to come
+// again; zero: not before something changes.
 func (q *queue) tick(now time.Time) (next time.Time) {
+	q.reached(now)
 	for {
 		l := q.timed.first()
 		switch {
@@ -449,12 +557,13 @@ func (q *queue) take(w *Worker, now time.Time) []Delivery {
 		q.leases++
 		l.lease, l.due = q.leases, now.Add(w.ackDeadline)
 		q.timed.moved(l)
-		id := deliveryID{q.epoch, l.current, q.life, l.lease, l.order}
+		id := deliveryID{epoch: q.epoch, sequence: l.current, through: l.through, life: q.life, lease: l.lease, order: l.order}
 		deliveries = append(deliveries, Delivery{
 			ID: id.encode(q.uid), Record: l.event, Attempt: target.attempts, LeaseEnd: l.due, Redriven: l.redriving(),
+			Replaced: l.replaced, checked: l.checked,
 		})
 		q.startSpan(l)
-		l.event = nil
+		l.event, l.replaced = nil, nil
 	}
 	w.unsent = nil
 	return deliveries
@@ -503,13 +612,21 @@ func (q *queue) detach(w *Worker, now time.Time) {
 }
 
 // find looks a delivery up. With ok it can be settled, as the target of the lane;
-// without a lane it was. Other codes come without a lane.
-func (q *queue) find(text string) (*lane, ordergatev1.DeliveryResultCode) {
+// without a lane it was. Other codes come without a lane. through is up to where the
+// delivery settles its order.
+func (q *queue) find(text string) (l *lane, through uint64, code ordergatev1.DeliveryResultCode) {
 	id, valid := decodeDeliveryID(text, q.uid)
 	if !valid || id.epoch != q.epoch || id.sequence > q.position {
-		return nil, unknown
+		return nil, 0, unknown
 	}
-	l := q.lanes[id.order]
+	l, code = q.findIn(q.lanes[id.order], id)
+	return l, id.through, code
+}
+
+func (q *queue) findIn(l *lane, id deliveryID) (*lane, ordergatev1.DeliveryResultCode) {
+	if l == nil && id.through > q.position {
+		return nil, unknown // it was sent before a restart that undid the position
+	}
 	if l == nil {
 		return nil, ok
 	}
@@ -517,8 +634,8 @@ func (q *queue) find(text string) (*lane, ordergatev1.DeliveryResultCode) {
 		switch i := l.letter(id.sequence); {
 		case i >= 0:
 			return nil, expired // it is a dead letter
-		case l.head != nil && id.sequence >= l.head.sequence:
-			return nil, unknown // it is delivered later
+		case l.head != nil && id.through >= l.head.sequence:
+			return nil, unknown // it, or the newer event that was sent, is delivered later
 		}
 		return nil, ok
 	}
@@ -537,7 +654,7 @@ func (q *queue) find(text string) (*lane, ordergatev1.DeliveryResultCode) {
 // findLeased looks a delivery up that its worker must still have. A lane comes
 // with ok only.
 func (q *queue) findLeased(text string) (*lane, ordergatev1.DeliveryResultCode) {
-	l, code := q.find(text)
+	l, _, code := q.find(text)
 	switch {
 	case code != ok:
 		return nil, code
@@ -549,15 +666,19 @@ func (q *queue) findLeased(text string) (*lane, ordergatev1.DeliveryResultCode) 
 
 // ack settles a delivery that is done with.
 func (q *queue) ack(text string, now time.Time) ordergatev1.DeliveryResultCode {
-	l, code := q.find(text)
+	l, through, code := q.find(text)
 	switch {
 	case l == nil:
 		return code
 	case l.vague():
 		return retryable // what is behind it is being read
+	case through != l.end() && l.through == 0:
+		return retryable // up to where it settles the order is being read
+	case through != l.end():
+		return expired // a newer revision is delivered in its place
 	}
 	l.endSpan(outcomeAcked)
-	q.finish(l, l.current, now)
+	q.finish(l, now)
 	return ok
 }
 
@@ -571,7 +692,7 @@ func (q *queue) nack(nack *ordergatev1.Nack, now time.Time) ordergatev1.Delivery
 	switch {
 	case nack.GetAction() == ordergatev1.NackAction_NACK_ACTION_SKIP:
 		l.endSpan(outcomeSkipped)
-		q.finish(l, l.current, now)
+		q.finish(l, now)
 	case nack.GetAction() == ordergatev1.NackAction_NACK_ACTION_DEAD_LETTER:
 		q.kill(l, ordergatev1.DeadLetterReason_DEAD_LETTER_REASON_SUBSCRIBER_REJECTED, nack.GetReason(), now)
 	case target.attempts >= int(q.settings.GetMaxAttempts()):
@@ -633,7 +754,8 @@ func (q *queue) seek(position uint64, now time.Time) {
 	q.changed, q.seeked = true, true
 	for _, l := range slices.Collect(maps.Values(q.lanes)) {
 		q.lift(l)
-		l.head, l.next, l.more, l.event = nil, 0, false, nil
+		l.head, l.next, l.more = nil, 0, false
+		l.unread()
 		for i := range l.letters {
 			l.letters[i].blocks = false
 		}

@@ -21,9 +21,18 @@ type bench struct {
 	now time.Time
 }
 
+// newBench has every event delivered unless the settings say otherwise.
 func newBench(t *testing.T, settings *ordergatev1.Subscription) *bench {
-	return &bench{t: t, q: newQueue("uid", withDefaults(settings), 1), now: time.Unix(1_800_000_000, 0)}
+	if settings.Delivery == ordergatev1.DeliveryMode_DELIVERY_MODE_UNSPECIFIED {
+		settings.Delivery = ordergatev1.DeliveryMode_DELIVERY_MODE_EVERY_EVENT
+	}
+	b := &bench{t: t, q: newQueue("uid", withDefaults(settings), 1), now: time.Unix(1_800_000_000, 0)}
+	b.q.revision = sequenceOf
+	return b
 }
+
+// sequenceOf is the revision of an event in these tests.
+func sequenceOf(r *eventlog.OrderRecord) int64 { return int64(r.Sequence) }
 
 // store adds an event of each order to the log.
 func (b *bench) store(orders ...string) {
@@ -44,16 +53,7 @@ func (b *bench) work() {
 		b.q.tick(b.now)
 		lanes, want := b.q.wanted(b.q.position < uint64(len(b.log)))
 		for _, read := range lanes {
-			var record *eventlog.OrderRecord
-			var next uint64
-			for _, r := range b.log[read.sequence-1 : b.q.position] {
-				if r.OrderID == read.lane.order && r.Sequence == read.sequence {
-					record = r
-				} else if r.OrderID == read.lane.order && next == 0 {
-					next = r.Sequence
-				}
-			}
-			b.q.apply(read, record, next, b.q.position, b.now)
+			b.q.apply(read, lookUpIn(b.log, read, b.q.position, selectsAll), b.now)
 		}
 		position := b.q.position
 		for _, r := range b.log[position:min(int(position)+max(want, 0), len(b.log))] {
@@ -66,10 +66,66 @@ func (b *bench) work() {
 	}
 }
 
-// take returns what a worker is given now.
-func (b *bench) take(w *Worker) []Delivery {
-	b.work()
-	return b.q.take(w, b.now)
+// selection is a filter: whether it selects an event, and whether it selects its order.
+type selection func(r *eventlog.OrderRecord) (event, order bool)
+
+func selectsAll(*eventlog.OrderRecord) (event, order bool) { return true, true }
+
+// lookUpIn is Subscription.lookUp and lookUpNewest for a list of events. Removed events
+// are nil.
+func lookUpIn(log []*eventlog.OrderRecord, read laneRead, upTo uint64, selects selection) found {
+	f := found{upTo: upTo, checked: uint64(len(log))}
+	for _, r := range log[read.sequence-1:] {
+		if r == nil || r.OrderID != read.lane.order {
+			continue
+		}
+		wanted, order := selects(r)
+		switch {
+		case read.latest:
+			if f.record != nil && f.last == f.record.Sequence {
+				f.replaced = append(f.replaced, sequenceOf(f.record))
+			}
+			f.record, f.excluded = r, !order
+			if wanted || r.Sequence == read.sequence {
+				f.last, f.stored = r.Sequence, r.Time
+			}
+		case r.Sequence == read.sequence:
+			f.record, f.stored, f.checked = r, r.Time, r.Sequence
+		case read.behind && wanted && f.next == 0 && r.Sequence <= upTo:
+			f.next = r.Sequence
+		}
+	}
+	if read.latest && f.last == 0 {
+		f.record = nil
+	}
+	return f
+}
+
+// newestIn returns the newest event of an order.
+func newestIn(log []*eventlog.OrderRecord, order string) (newest *eventlog.OrderRecord) {
+	for _, r := range log {
+		if r != nil && r.OrderID == order {
+			newest = r
+		}
+	}
+	return newest
+}
+
+// take returns the deliveries of a worker now. In LATEST it recalls the outdated ones.
+func (b *bench) take(w *Worker) (current []Delivery) {
+	for recalled := true; recalled; {
+		recalled = false
+		b.work()
+		for _, d := range b.q.take(w, b.now) {
+			if b.q.latest() && newestIn(b.log, d.Record.OrderID).Sequence > d.checked {
+				b.q.recall(d.ID, b.now)
+				recalled = true
+			} else {
+				current = append(current, d)
+			}
+		}
+	}
+	return current
 }
 
 // given is take, as text: each event as its order and its sequence.
@@ -561,7 +617,7 @@ func TestDeliveryIDs(t *testing.T) {
 }
 
 func FuzzDecodeDeliveryID(f *testing.F) {
-	f.Add(deliveryID{1, 2, 3, 4, "cs_1"}.encode("uid"))
+	f.Add(deliveryID{1, 2, 3, 4, 5, "cs_1"}.encode("uid"))
 	f.Add("")
 	f.Fuzz(func(t *testing.T, text string) {
 		if d, ok := decodeDeliveryID(text, "uid"); ok && d.encode("uid") != text {

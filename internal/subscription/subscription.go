@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
+	"golang.org/x/sync/errgroup"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -26,6 +27,12 @@ const (
 	laneBatch = 64
 	// laneEvents is how many events of an order are read together.
 	laneEvents = 8
+	// newestEvents is how many events of an order are read together to find those that
+	// its newest one replaces.
+	newestEvents = 64
+	// currentReads is how many deliveries are compared with the newest revisions of their
+	// orders at once.
+	currentReads = 8
 	// unsavedEvents is after how many events that nobody wanted the position is
 	// stored.
 	unsavedEvents = 5_000
@@ -347,7 +354,7 @@ func (s *Subscription) wanted(durable uint64) (lanes []laneRead, position, epoch
 	}
 	lanes, want = s.q.wanted(durable > s.q.position)
 	s.reading = len(lanes)
-	full := len(s.q.lanes) >= maxLanes
+	full := s.q.full()
 	if full && !s.full {
 		s.logger.Error("too many orders are held back: no further events are looked at",
 			"orders", len(s.q.lanes), "mend", "see why they fail (ordergate dead-letters list), then redrive or discard them")
@@ -358,26 +365,29 @@ func (s *Subscription) wanted(durable uint64) (lanes []laneRead, position, epoch
 
 // readLane reads the event that a lane delivers next.
 func (s *Subscription) readLane(ctx context.Context, read laneRead) error {
-	record, next, upTo, err := s.lookUp(ctx, read.lane.order, read.sequence, read.behind)
+	var f found
+	var err error
+	if read.latest {
+		f, err = s.lookUpNewest(ctx, read.lane.order, read.sequence)
+	} else {
+		f, err = s.lookUp(ctx, read.lane.order, read.sequence, read.behind)
+	}
 	s.update(func(q *queue, now time.Time) {
 		switch {
 		case err != nil:
 			q.readAgain(read)
-		case !q.apply(read, record, next, upTo, now):
+		case !q.apply(read, f, now):
 			s.logger.Error(noLongerKept, "order", read.lane.order, "sequence", read.sequence)
 		}
 	})
 	return err
 }
 
-// lookUp reads an event of an order, nil when it is no longer kept; and, if
-// behind is asked for, the sequence of the next one of the order that the
-// subscription wants and has looked at; 0 when there is none. upTo is how far the
-// subscription had looked.
-func (s *Subscription) lookUp(ctx context.Context, order string, sequence uint64, behind bool) (record *eventlog.OrderRecord, next, upTo uint64, err error) {
+// lookUp reads an event of an order and, if behind is set, finds the event after it.
+func (s *Subscription) lookUp(ctx context.Context, order string, sequence uint64, behind bool) (f found, err error) {
 	s.mu.Lock()
 	filter := s.q.settings.GetFilter()
-	upTo = s.q.position
+	f.upTo = s.q.position
 	s.mu.Unlock()
 	limit := 1
 	if behind {
@@ -386,23 +396,111 @@ func (s *Subscription) lookUp(ctx context.Context, order string, sequence uint64
 	for after := sequence - 1; ; {
 		records, err := s.log.OrderEvents(ctx, order, after, limit)
 		if err != nil {
-			return nil, 0, 0, err
+			return found{}, err
 		}
 		for _, r := range records {
 			switch wanted, err := r.Matches(filter); {
-			case r.Sequence > upTo && r.Sequence != sequence:
-				return record, 0, upTo, nil
+			case r.Sequence > f.upTo && r.Sequence != sequence:
+				return f, nil
 			case r.Sequence == sequence:
-				record = r
+				f.record, f.stored, f.checked = r, r.Time, r.Sequence
 			case behind && (wanted || err != nil):
-				return record, r.Sequence, upTo, nil
+				f.next = r.Sequence
+				return f, nil
 			}
 			after = r.Sequence
 		}
 		if len(records) == 0 || !behind {
-			return record, 0, upTo, nil
+			return f, nil
 		}
 	}
+}
+
+// lookUpNewest reads the newest event of an order, and finds the pending events from a
+// sequence on that it replaces.
+func (s *Subscription) lookUpNewest(ctx context.Context, order string, sequence uint64) (f found, err error) {
+	filter := s.Settings().GetFilter()
+	f.checked, _ = s.log.Frontier()
+	f.record, err = s.log.NewestAfter(ctx, order, sequence-1, false)
+	if err != nil || f.record == nil {
+		return found{checked: f.checked}, err
+	}
+	f.checked = max(f.checked, f.record.Sequence)
+	pending := func(r *eventlog.OrderRecord) bool {
+		wanted, err := r.Matches(filter)
+		if !wanted && err == nil && r.Sequence != sequence {
+			return false
+		}
+		if f.last = r.Sequence; f.stored.IsZero() {
+			f.stored = r.Time
+		}
+		return true
+	}
+	for after := sequence - 1; after < f.record.Sequence-1; {
+		records, err := s.log.OrderEvents(ctx, order, after, newestEvents)
+		if err != nil {
+			return found{}, err
+		}
+		if len(records) == 0 {
+			break // they were removed, by their age or with an erasure
+		}
+		for _, r := range records {
+			if after = r.Sequence; after < f.record.Sequence && pending(r) {
+				f.replaced = append(f.replaced, r.Revision())
+			}
+		}
+	}
+	f.replaced = f.replaced[max(0, len(f.replaced)-maxReplaced):]
+	if !pending(f.record) && f.last == 0 {
+		return found{checked: f.checked}, nil // the target was removed, and nothing is pending after it
+	}
+	matches, err := f.record.MatchesOrder(filter)
+	f.excluded = !matches && err == nil // one that cannot be read is delivered, which reports it
+	return f, nil
+}
+
+// Current compares deliveries with the newest revisions of their orders. Call it right
+// before they are sent, and send those that it returns. The others are delivered later:
+// in LATEST those that have a newer revision, and those whose newest revision cannot be
+// read.
+func (s *Subscription) Current(ctx context.Context, deliveries []Delivery) (current []Delivery) {
+	latest := s.Settings().GetDelivery() == ordergatev1.DeliveryMode_DELIVERY_MODE_LATEST
+	outdated := make([]bool, len(deliveries))
+	var reading errgroup.Group
+	reading.SetLimit(currentReads)
+	for i := range deliveries {
+		d := &deliveries[i]
+		reading.Go(func() error {
+			newest, err := s.log.NewestAfter(ctx, d.Record.OrderID, d.checked, d.Record.ToShip())
+			switch {
+			case err != nil:
+				s.logger.Warn("newest revision not read; delivery postponed", "order", d.Record.OrderID, "error", err)
+				outdated[i] = true
+			case newest == nil:
+				d.Newest = d.Record
+			default:
+				d.Newest, outdated[i] = newest, latest
+			}
+			return nil
+		})
+	}
+	_ = reading.Wait() // it has no errors
+	var recalled []string
+	for i, d := range deliveries {
+		if outdated[i] {
+			recalled = append(recalled, d.ID)
+		} else {
+			current = append(current, d)
+		}
+	}
+	if len(recalled) > 0 {
+		s.update(func(q *queue, now time.Time) {
+			for _, id := range recalled {
+				q.recall(id, now)
+			}
+		})
+	}
+	return current
 }
 
 // readOn looks at further events of the log.
@@ -453,6 +551,12 @@ type Delivery struct {
 	LeaseEnd time.Time
 	// Redriven says that the event was a dead letter.
 	Redriven bool
+	// Replaced are the revisions of the pending events that this delivery replaces.
+	Replaced []int64
+	// Newest is the newest event of the order. Set by Current.
+	Newest *eventlog.OrderRecord
+
+	checked uint64 // Record is the order's newest event up to here
 }
 
 // WorkerConfig says what a worker takes.

@@ -399,3 +399,166 @@ ordergate_subscriptions_unread 0
 		t.Errorf("metrics are%s", got)
 	}
 }
+
+// storeDirectives stores events of one order, with one directive each.
+func (f *fixture) storeDirectives(id string, directives ...ordergatev1.Directive) {
+	f.t.Helper()
+	previous := uint64(0)
+	newest, err := f.log.NewestOrder(f.ctx(), id)
+	revision := int64(0)
+	if err == nil {
+		previous, revision = newest.Sequence, newest.Revision()
+	}
+	for _, directive := range directives {
+		revision++
+		event := &ordergatev1.OrderEvent{Id: fmt.Sprintf("%s.%d", id, revision), Kind: ordergatev1.OrderEventKind_ORDER_EVENT_KIND_UPDATED,
+			Order: &ordergatev1.Order{Id: id, Revision: revision, Directive: directive}}
+		if revision == 1 {
+			event.Kind = ordergatev1.OrderEventKind_ORDER_EVENT_KIND_PAID
+		}
+		if previous, err = f.log.AppendOrder(f.ctx(), event, previous); err != nil {
+			f.t.Fatal(err)
+		}
+	}
+	if err := f.log.Flush(f.ctx()); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+// current returns the next deliveries that are current.
+func (f *fixture) current(s *Subscription, w *Worker) []Delivery {
+	f.t.Helper()
+	for {
+		select {
+		case <-w.Signal():
+			if deliveries := s.Current(f.ctx(), w.Take()); len(deliveries) > 0 {
+				return deliveries
+			}
+		case <-f.ctx().Done():
+			f.t.Fatal("nothing is delivered")
+		}
+	}
+}
+
+func TestLatestDeliveriesAreCurrent(t *testing.T) {
+	const (
+		ship   = ordergatev1.Directive_DIRECTIVE_SHIP
+		hold   = ordergatev1.Directive_DIRECTIVE_HOLD
+		cancel = ordergatev1.Directive_DIRECTIVE_CANCEL
+	)
+	paid := &ordergatev1.OrderEventFilter{Kinds: []ordergatev1.OrderEventKind{ordergatev1.OrderEventKind_ORDER_EVENT_KIND_PAID}}
+	f := newFixture(t)
+	s, err := f.m.Create(f.ctx(), &ordergatev1.Subscription{Name: "paid", Filter: paid}, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.storeDirectives("cs_1", ship, hold, cancel)
+	w, err := s.Attach(WorkerConfig{MaxEvents: 1, MaxBytes: 1 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The filter excludes the newest revision, which is delivered all the same.
+	d := f.current(s, w)[0]
+	if d.Record.Revision() != 3 || d.Record.Directive != cancel || len(d.Replaced) != 1 || d.Newest.Revision() != 3 {
+		t.Errorf("revision %d, %v, replaces %v", d.Record.Revision(), d.Record.Directive, d.Replaced)
+	}
+	if got := f.results(s.Settle([]string{d.ID}, nil, nil)); got != "OK " {
+		t.Errorf("the ack is answered %v", got)
+	}
+
+	// A change after the lease began, and before the delivery was sent.
+	f.storeDirectives("cs_2", ship)
+	taken := f.take(w, 1)
+	f.storeDirectives("cs_2", hold)
+	if current := s.Current(f.ctx(), taken); len(current) > 0 {
+		t.Errorf("revision %d is sent, which is outdated", current[0].Record.Revision())
+	}
+	if d = f.current(s, w)[0]; d.Record.Directive != hold || d.Attempt != 1 {
+		t.Errorf("%v, attempt %d", d.Record.Directive, d.Attempt)
+	}
+	if got := f.results(s.Settle([]string{d.ID}, nil, nil)); got != "OK " {
+		t.Errorf("the ack is answered %v", got)
+	}
+
+	// Where every event is delivered, the delivery names the newest revision.
+	every, err := f.m.Create(f.ctx(), &ordergatev1.Subscription{Name: "every", Filter: paid, Delivery: everyEvent}, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err = every.Attach(WorkerConfig{MaxEvents: 1, MaxBytes: 1 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d = f.current(every, w)[0]
+	if d.Record.Directive != ship || d.Newest.Directive != cancel || d.Newest.Revision() != 3 || len(d.Replaced) > 0 {
+		t.Errorf("%v, newest %v of revision %d, replaces %v", d.Record.Directive, d.Newest.Directive, d.Newest.Revision(), d.Replaced)
+	}
+}
+
+// A subscription that was stored before there were modes has every event delivered.
+func TestDeliveryModeOfOldSubscriptions(t *testing.T) {
+	f := newFixture(t)
+	s, err := f.m.Create(f.ctx(), &ordergatev1.Subscription{Name: "old"}, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := s.Settings().GetDelivery(); got != latest {
+		t.Errorf("a new subscription has %v", got)
+	}
+	value, err := encodeSettings(s.uid, &ordergatev1.Subscription{Name: "old", MaxAttempts: 3})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.m.settings().Put(f.ctx(), "old", value); err != nil {
+		t.Fatal(err)
+	}
+	f.close()
+	f.open()
+	if s, err = f.m.Open(f.ctx(), "old"); err != nil {
+		t.Fatal(err)
+	}
+	if got := s.Settings().GetDelivery(); got != everyEvent {
+		t.Errorf("an old subscription has %v", got)
+	}
+}
+
+// A backlog much larger than the window is worked off with one delivery for each order,
+// also after a seek.
+func TestLatestWorksOffABacklog(t *testing.T) {
+	const orders, revisions = 200, 4
+	const ship = ordergatev1.Directive_DIRECTIVE_SHIP
+	f := newFixture(t)
+	for range revisions {
+		for i := range orders {
+			f.storeDirectives(fmt.Sprintf("cs_%d", i), ship)
+		}
+	}
+	s, err := f.m.Create(f.ctx(), &ordergatev1.Subscription{Name: "s"}, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := s.Attach(WorkerConfig{MaxEvents: 3, MaxBytes: 1 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		seen := map[string]bool{}
+		for len(seen) < orders {
+			for _, d := range f.current(s, w) {
+				if seen[d.Record.OrderID] || d.Record.Revision() != revisions || fmt.Sprint(d.Replaced) != "[1 2 3]" {
+					t.Fatalf("revision %d of %s, replaces %v", d.Record.Revision(), d.Record.OrderID, d.Replaced)
+				}
+				seen[d.Record.OrderID] = true
+				if got := f.results(s.Settle([]string{d.ID}, nil, nil)); got != "OK " {
+					t.Fatalf("the ack is answered %s", got)
+				}
+			}
+		}
+		if described, err := s.Describe(f.ctx()); err != nil || described.GetStats().GetPendingOrders() != 0 || described.GetStats().GetBacklog() != 0 {
+			t.Errorf("figures %v, %v", described.GetStats(), err)
+		}
+		if err := s.Seek(f.ctx(), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

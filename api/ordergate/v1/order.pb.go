@@ -989,7 +989,7 @@ const (
 	OrderEventKind_ORDER_EVENT_KIND_REFUNDED OrderEventKind = 6
 	// A reason to hold the order came up.
 	OrderEventKind_ORDER_EVENT_KIND_HELD OrderEventKind = 7
-	// A reason to hold the order is gone.
+	// A reason to hold the order is gone, or an operator reinstated the order.
 	OrderEventKind_ORDER_EVENT_KIND_RELEASED OrderEventKind = 8
 	// Something else about the order changed, such as its line items.
 	OrderEventKind_ORDER_EVENT_KIND_UPDATED OrderEventKind = 9
@@ -1207,6 +1207,10 @@ type Order struct {
 	// The parts that were left out because the whole order is too large to store. Unset if nothing
 	// was left out.
 	OmittedContent OmittedContent `protobuf:"varint,61,opt,name=omitted_content,json=omittedContent,proto3,enum=ordergate.v1.OmittedContent" json:"omitted_content,omitempty"`
+	// The causes of cancellation from which operators have reinstated the order:
+	// these do not cancel it again, any other cause does. Sorted by reason and
+	// cause. Empty if no operator has reinstated the order.
+	Reinstatements []*CancelReinstatement `protobuf:"bytes,70,rep,name=reinstatements,proto3" json:"reinstatements,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -1568,6 +1572,13 @@ func (x *Order) GetOmittedContent() OmittedContent {
 		return x.OmittedContent
 	}
 	return OmittedContent_OMITTED_CONTENT_UNSPECIFIED
+}
+
+func (x *Order) GetReinstatements() []*CancelReinstatement {
+	if x != nil {
+		return x.Reinstatements
+	}
+	return nil
 }
 
 // Customer is who bought. Each field is empty when Stripe sent none (Stripe:
@@ -3727,6 +3738,63 @@ func (x *HoldRelease) GetCause() string {
 	return ""
 }
 
+// CancelReinstatement is one cause of cancellation that an operator has set
+// aside.
+type CancelReinstatement struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The reason that the cause gave for canceling the order.
+	Reason CancelReason `protobuf:"varint,1,opt,name=reason,proto3,enum=ordergate.v1.CancelReason" json:"reason,omitempty"`
+	// The Refund, Charge or Dispute id. Empty for a reason that an order can have
+	// only once.
+	Cause         string `protobuf:"bytes,2,opt,name=cause,proto3" json:"cause,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CancelReinstatement) Reset() {
+	*x = CancelReinstatement{}
+	mi := &file_ordergate_v1_order_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CancelReinstatement) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CancelReinstatement) ProtoMessage() {}
+
+func (x *CancelReinstatement) ProtoReflect() protoreflect.Message {
+	mi := &file_ordergate_v1_order_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CancelReinstatement.ProtoReflect.Descriptor instead.
+func (*CancelReinstatement) Descriptor() ([]byte, []int) {
+	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *CancelReinstatement) GetReason() CancelReason {
+	if x != nil {
+		return x.Reason
+	}
+	return CancelReason_CANCEL_REASON_UNSPECIFIED
+}
+
+func (x *CancelReinstatement) GetCause() string {
+	if x != nil {
+		return x.Cause
+	}
+	return ""
+}
+
 // OrderEvent is one change of one order, with the whole order after it.
 type OrderEvent struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -3745,20 +3813,23 @@ type OrderEvent struct {
 	SourceEventId string `protobuf:"bytes,5,opt,name=source_event_id,json=sourceEventId,proto3" json:"source_event_id,omitempty"`
 	// When the gateway stored the change, in UTC.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
-	// Why an operator held or released the order, in the operator's words. Empty
-	// for a change that no operator made.
+	// Why an operator held, released or reinstated the order, in the operator's
+	// words. Empty for a change that no operator made.
 	Note string `protobuf:"bytes,7,opt,name=note,proto3" json:"note,omitempty"`
 	// Further Stripe events (`evt_…`) that this change includes, beside `source_event_id`: events
 	// that had waited for the order, and events that were converted together with it. Empty for most
 	// changes.
 	IncludedEventIds []string `protobuf:"bytes,8,rep,name=included_event_ids,json=includedEventIds,proto3" json:"included_event_ids,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// The order's directive before the change. Unset in the first event of an
+	// order, and in events stored by versions without this field.
+	PreviousDirective Directive `protobuf:"varint,20,opt,name=previous_directive,json=previousDirective,proto3,enum=ordergate.v1.Directive" json:"previous_directive,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *OrderEvent) Reset() {
 	*x = OrderEvent{}
-	mi := &file_ordergate_v1_order_proto_msgTypes[25]
+	mi := &file_ordergate_v1_order_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3770,7 +3841,7 @@ func (x *OrderEvent) String() string {
 func (*OrderEvent) ProtoMessage() {}
 
 func (x *OrderEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_ordergate_v1_order_proto_msgTypes[25]
+	mi := &file_ordergate_v1_order_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3783,7 +3854,7 @@ func (x *OrderEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OrderEvent.ProtoReflect.Descriptor instead.
 func (*OrderEvent) Descriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{25}
+	return file_ordergate_v1_order_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *OrderEvent) GetId() string {
@@ -3842,11 +3913,18 @@ func (x *OrderEvent) GetIncludedEventIds() []string {
 	return nil
 }
 
+func (x *OrderEvent) GetPreviousDirective() Directive {
+	if x != nil {
+		return x.PreviousDirective
+	}
+	return Directive_DIRECTIVE_UNSPECIFIED
+}
+
 var File_ordergate_v1_order_proto protoreflect.FileDescriptor
 
 const file_ordergate_v1_order_proto_rawDesc = "" +
 	"\n" +
-	"\x18ordergate/v1/order.proto\x12\fordergate.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa5\x14\n" +
+	"\x18ordergate/v1/order.proto\x12\fordergate.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf0\x14\n" +
 	"\x05Order\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\x121\n" +
@@ -3902,7 +3980,8 @@ const file_ordergate_v1_order_proto_rawDesc = "" +
 	"\fcredit_notes\x18- \x03(\v2\x18.ordergate.v1.CreditNoteR\vcreditNotes\x12;\n" +
 	"\vsettle_time\x18< \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"settleTime\x12E\n" +
-	"\x0fomitted_content\x18= \x01(\x0e2\x1c.ordergate.v1.OmittedContentR\x0eomittedContent\x1a;\n" +
+	"\x0fomitted_content\x18= \x01(\x0e2\x1c.ordergate.v1.OmittedContentR\x0eomittedContent\x12I\n" +
+	"\x0ereinstatements\x18F \x03(\v2!.ordergate.v1.CancelReinstatementR\x0ereinstatements\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\v\n" +
@@ -4110,7 +4189,10 @@ const file_ordergate_v1_order_proto_rawDesc = "" +
 	"\x04note\x18\x01 \x01(\tR\x04note\"U\n" +
 	"\vHoldRelease\x120\n" +
 	"\x06reason\x18\x01 \x01(\x0e2\x18.ordergate.v1.HoldReasonR\x06reason\x12\x14\n" +
-	"\x05cause\x18\x02 \x01(\tR\x05cause\"\xbc\x02\n" +
+	"\x05cause\x18\x02 \x01(\tR\x05cause\"_\n" +
+	"\x13CancelReinstatement\x122\n" +
+	"\x06reason\x18\x01 \x01(\x0e2\x1a.ordergate.v1.CancelReasonR\x06reason\x12\x14\n" +
+	"\x05cause\x18\x02 \x01(\tR\x05cause\"\x84\x03\n" +
 	"\n" +
 	"OrderEvent\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x120\n" +
@@ -4121,7 +4203,8 @@ const file_ordergate_v1_order_proto_rawDesc = "" +
 	"\vcreate_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"createTime\x12\x12\n" +
 	"\x04note\x18\a \x01(\tR\x04note\x12,\n" +
-	"\x12included_event_ids\x18\b \x03(\tR\x10includedEventIds*s\n" +
+	"\x12included_event_ids\x18\b \x03(\tR\x10includedEventIds\x12F\n" +
+	"\x12previous_directive\x18\x14 \x01(\x0e2\x17.ordergate.v1.DirectiveR\x11previousDirective*s\n" +
 	"\x0eOmittedContent\x12\x1f\n" +
 	"\x1bOMITTED_CONTENT_UNSPECIFIED\x10\x00\x12 \n" +
 	"\x1cOMITTED_CONTENT_ITEM_DETAILS\x10\x01\x12\x1e\n" +
@@ -4250,7 +4333,7 @@ func file_ordergate_v1_order_proto_rawDescGZIP() []byte {
 }
 
 var file_ordergate_v1_order_proto_enumTypes = make([]protoimpl.EnumInfo, 15)
-var file_ordergate_v1_order_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_ordergate_v1_order_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_ordergate_v1_order_proto_goTypes = []any{
 	(OmittedContent)(0),           // 0: ordergate.v1.OmittedContent
 	(OrderSource)(0),              // 1: ordergate.v1.OrderSource
@@ -4292,14 +4375,15 @@ var file_ordergate_v1_order_proto_goTypes = []any{
 	(*CreditNoteLine)(nil),        // 37: ordergate.v1.CreditNoteLine
 	(*OperatorHold)(nil),          // 38: ordergate.v1.OperatorHold
 	(*HoldRelease)(nil),           // 39: ordergate.v1.HoldRelease
-	(*OrderEvent)(nil),            // 40: ordergate.v1.OrderEvent
-	nil,                           // 41: ordergate.v1.Order.MetadataEntry
-	nil,                           // 42: ordergate.v1.ShippingRate.MetadataEntry
-	nil,                           // 43: ordergate.v1.LineItem.MetadataEntry
-	nil,                           // 44: ordergate.v1.PriceDetails.MetadataEntry
-	nil,                           // 45: ordergate.v1.Product.MetadataEntry
-	nil,                           // 46: ordergate.v1.Refund.MetadataEntry
-	(*timestamppb.Timestamp)(nil), // 47: google.protobuf.Timestamp
+	(*CancelReinstatement)(nil),   // 40: ordergate.v1.CancelReinstatement
+	(*OrderEvent)(nil),            // 41: ordergate.v1.OrderEvent
+	nil,                           // 42: ordergate.v1.Order.MetadataEntry
+	nil,                           // 43: ordergate.v1.ShippingRate.MetadataEntry
+	nil,                           // 44: ordergate.v1.LineItem.MetadataEntry
+	nil,                           // 45: ordergate.v1.PriceDetails.MetadataEntry
+	nil,                           // 46: ordergate.v1.Product.MetadataEntry
+	nil,                           // 47: ordergate.v1.Refund.MetadataEntry
+	(*timestamppb.Timestamp)(nil), // 48: google.protobuf.Timestamp
 }
 var file_ordergate_v1_order_proto_depIdxs = []int32{
 	1,  // 0: ordergate.v1.Order.source:type_name -> ordergate.v1.OrderSource
@@ -4317,10 +4401,10 @@ var file_ordergate_v1_order_proto_depIdxs = []int32{
 	23, // 12: ordergate.v1.Order.amounts:type_name -> ordergate.v1.Amounts
 	24, // 13: ordergate.v1.Order.discounts:type_name -> ordergate.v1.Discount
 	25, // 14: ordergate.v1.Order.custom_fields:type_name -> ordergate.v1.CustomField
-	41, // 15: ordergate.v1.Order.metadata:type_name -> ordergate.v1.Order.MetadataEntry
+	42, // 15: ordergate.v1.Order.metadata:type_name -> ordergate.v1.Order.MetadataEntry
 	26, // 16: ordergate.v1.Order.references:type_name -> ordergate.v1.StripeReferences
-	47, // 17: ordergate.v1.Order.create_time:type_name -> google.protobuf.Timestamp
-	47, // 18: ordergate.v1.Order.paid_time:type_name -> google.protobuf.Timestamp
+	48, // 17: ordergate.v1.Order.create_time:type_name -> google.protobuf.Timestamp
+	48, // 18: ordergate.v1.Order.paid_time:type_name -> google.protobuf.Timestamp
 	31, // 19: ordergate.v1.Order.refunds:type_name -> ordergate.v1.Refund
 	32, // 20: ordergate.v1.Order.disputes:type_name -> ordergate.v1.Dispute
 	33, // 21: ordergate.v1.Order.reviews:type_name -> ordergate.v1.Review
@@ -4329,45 +4413,48 @@ var file_ordergate_v1_order_proto_depIdxs = []int32{
 	38, // 24: ordergate.v1.Order.operator_hold:type_name -> ordergate.v1.OperatorHold
 	39, // 25: ordergate.v1.Order.hold_releases:type_name -> ordergate.v1.HoldRelease
 	2,  // 26: ordergate.v1.Order.sale_status:type_name -> ordergate.v1.OrderStatus
-	47, // 27: ordergate.v1.Order.capture_before_time:type_name -> google.protobuf.Timestamp
+	48, // 27: ordergate.v1.Order.capture_before_time:type_name -> google.protobuf.Timestamp
 	36, // 28: ordergate.v1.Order.credit_notes:type_name -> ordergate.v1.CreditNote
-	47, // 29: ordergate.v1.Order.settle_time:type_name -> google.protobuf.Timestamp
+	48, // 29: ordergate.v1.Order.settle_time:type_name -> google.protobuf.Timestamp
 	0,  // 30: ordergate.v1.Order.omitted_content:type_name -> ordergate.v1.OmittedContent
-	19, // 31: ordergate.v1.Customer.address:type_name -> ordergate.v1.Address
-	17, // 32: ordergate.v1.Customer.tax_ids:type_name -> ordergate.v1.TaxId
-	19, // 33: ordergate.v1.Shipping.address:type_name -> ordergate.v1.Address
-	21, // 34: ordergate.v1.ShippingRate.delivery_estimate:type_name -> ordergate.v1.DeliveryEstimate
-	42, // 35: ordergate.v1.ShippingRate.metadata:type_name -> ordergate.v1.ShippingRate.MetadataEntry
-	22, // 36: ordergate.v1.DeliveryEstimate.minimum:type_name -> ordergate.v1.DeliveryEstimateBound
-	22, // 37: ordergate.v1.DeliveryEstimate.maximum:type_name -> ordergate.v1.DeliveryEstimateBound
-	29, // 38: ordergate.v1.LineItem.product:type_name -> ordergate.v1.Product
-	43, // 39: ordergate.v1.LineItem.metadata:type_name -> ordergate.v1.LineItem.MetadataEntry
-	28, // 40: ordergate.v1.LineItem.price_details:type_name -> ordergate.v1.PriceDetails
-	47, // 41: ordergate.v1.LineItem.period_start_time:type_name -> google.protobuf.Timestamp
-	47, // 42: ordergate.v1.LineItem.period_end_time:type_name -> google.protobuf.Timestamp
-	44, // 43: ordergate.v1.PriceDetails.metadata:type_name -> ordergate.v1.PriceDetails.MetadataEntry
-	45, // 44: ordergate.v1.Product.metadata:type_name -> ordergate.v1.Product.MetadataEntry
-	30, // 45: ordergate.v1.Product.package_dimensions:type_name -> ordergate.v1.PackageDimensions
-	9,  // 46: ordergate.v1.Refund.state:type_name -> ordergate.v1.RefundState
-	46, // 47: ordergate.v1.Refund.metadata:type_name -> ordergate.v1.Refund.MetadataEntry
-	47, // 48: ordergate.v1.Refund.create_time:type_name -> google.protobuf.Timestamp
-	10, // 49: ordergate.v1.Dispute.state:type_name -> ordergate.v1.DisputeState
-	47, // 50: ordergate.v1.Dispute.evidence_due_time:type_name -> google.protobuf.Timestamp
-	47, // 51: ordergate.v1.Dispute.create_time:type_name -> google.protobuf.Timestamp
-	11, // 52: ordergate.v1.Review.state:type_name -> ordergate.v1.ReviewState
-	12, // 53: ordergate.v1.Charge.state:type_name -> ordergate.v1.ChargeState
-	13, // 54: ordergate.v1.CreditNote.state:type_name -> ordergate.v1.CreditNoteState
-	37, // 55: ordergate.v1.CreditNote.lines:type_name -> ordergate.v1.CreditNoteLine
-	47, // 56: ordergate.v1.CreditNote.create_time:type_name -> google.protobuf.Timestamp
-	5,  // 57: ordergate.v1.HoldRelease.reason:type_name -> ordergate.v1.HoldReason
-	14, // 58: ordergate.v1.OrderEvent.kind:type_name -> ordergate.v1.OrderEventKind
-	15, // 59: ordergate.v1.OrderEvent.order:type_name -> ordergate.v1.Order
-	47, // 60: ordergate.v1.OrderEvent.create_time:type_name -> google.protobuf.Timestamp
-	61, // [61:61] is the sub-list for method output_type
-	61, // [61:61] is the sub-list for method input_type
-	61, // [61:61] is the sub-list for extension type_name
-	61, // [61:61] is the sub-list for extension extendee
-	0,  // [0:61] is the sub-list for field type_name
+	40, // 31: ordergate.v1.Order.reinstatements:type_name -> ordergate.v1.CancelReinstatement
+	19, // 32: ordergate.v1.Customer.address:type_name -> ordergate.v1.Address
+	17, // 33: ordergate.v1.Customer.tax_ids:type_name -> ordergate.v1.TaxId
+	19, // 34: ordergate.v1.Shipping.address:type_name -> ordergate.v1.Address
+	21, // 35: ordergate.v1.ShippingRate.delivery_estimate:type_name -> ordergate.v1.DeliveryEstimate
+	43, // 36: ordergate.v1.ShippingRate.metadata:type_name -> ordergate.v1.ShippingRate.MetadataEntry
+	22, // 37: ordergate.v1.DeliveryEstimate.minimum:type_name -> ordergate.v1.DeliveryEstimateBound
+	22, // 38: ordergate.v1.DeliveryEstimate.maximum:type_name -> ordergate.v1.DeliveryEstimateBound
+	29, // 39: ordergate.v1.LineItem.product:type_name -> ordergate.v1.Product
+	44, // 40: ordergate.v1.LineItem.metadata:type_name -> ordergate.v1.LineItem.MetadataEntry
+	28, // 41: ordergate.v1.LineItem.price_details:type_name -> ordergate.v1.PriceDetails
+	48, // 42: ordergate.v1.LineItem.period_start_time:type_name -> google.protobuf.Timestamp
+	48, // 43: ordergate.v1.LineItem.period_end_time:type_name -> google.protobuf.Timestamp
+	45, // 44: ordergate.v1.PriceDetails.metadata:type_name -> ordergate.v1.PriceDetails.MetadataEntry
+	46, // 45: ordergate.v1.Product.metadata:type_name -> ordergate.v1.Product.MetadataEntry
+	30, // 46: ordergate.v1.Product.package_dimensions:type_name -> ordergate.v1.PackageDimensions
+	9,  // 47: ordergate.v1.Refund.state:type_name -> ordergate.v1.RefundState
+	47, // 48: ordergate.v1.Refund.metadata:type_name -> ordergate.v1.Refund.MetadataEntry
+	48, // 49: ordergate.v1.Refund.create_time:type_name -> google.protobuf.Timestamp
+	10, // 50: ordergate.v1.Dispute.state:type_name -> ordergate.v1.DisputeState
+	48, // 51: ordergate.v1.Dispute.evidence_due_time:type_name -> google.protobuf.Timestamp
+	48, // 52: ordergate.v1.Dispute.create_time:type_name -> google.protobuf.Timestamp
+	11, // 53: ordergate.v1.Review.state:type_name -> ordergate.v1.ReviewState
+	12, // 54: ordergate.v1.Charge.state:type_name -> ordergate.v1.ChargeState
+	13, // 55: ordergate.v1.CreditNote.state:type_name -> ordergate.v1.CreditNoteState
+	37, // 56: ordergate.v1.CreditNote.lines:type_name -> ordergate.v1.CreditNoteLine
+	48, // 57: ordergate.v1.CreditNote.create_time:type_name -> google.protobuf.Timestamp
+	5,  // 58: ordergate.v1.HoldRelease.reason:type_name -> ordergate.v1.HoldReason
+	6,  // 59: ordergate.v1.CancelReinstatement.reason:type_name -> ordergate.v1.CancelReason
+	14, // 60: ordergate.v1.OrderEvent.kind:type_name -> ordergate.v1.OrderEventKind
+	15, // 61: ordergate.v1.OrderEvent.order:type_name -> ordergate.v1.Order
+	48, // 62: ordergate.v1.OrderEvent.create_time:type_name -> google.protobuf.Timestamp
+	3,  // 63: ordergate.v1.OrderEvent.previous_directive:type_name -> ordergate.v1.Directive
+	64, // [64:64] is the sub-list for method output_type
+	64, // [64:64] is the sub-list for method input_type
+	64, // [64:64] is the sub-list for extension type_name
+	64, // [64:64] is the sub-list for extension extendee
+	0,  // [0:64] is the sub-list for field type_name
 }
 
 func init() { file_ordergate_v1_order_proto_init() }
@@ -4388,7 +4475,7 @@ func file_ordergate_v1_order_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_ordergate_v1_order_proto_rawDesc), len(file_ordergate_v1_order_proto_rawDesc)),
 			NumEnums:      15,
-			NumMessages:   32,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

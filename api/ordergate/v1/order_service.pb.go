@@ -417,14 +417,17 @@ func (x *HoldOrderResponse) GetOrder() *Order {
 	return nil
 }
 
-// ReleaseOrderRequest asks for an order to be freed.
+// ReleaseOrderRequest asks for an order to be released.
 type ReleaseOrderRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The order's id. Required.
 	OrderId string `protobuf:"bytes,1,opt,name=order_id,json=orderId,proto3" json:"order_id,omitempty"`
 	// Why, in the operator's own words: 1 to 500 characters. Required. It is kept
 	// in the order's history and sent to every subscriber.
-	Reason        string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	Reason string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	// The only cause to release: its reason, and its id if it has one. An empty id
+	// selects all causes with that reason. All causes are released if unset.
+	Cause         *HoldRelease `protobuf:"bytes,3,opt,name=cause,proto3" json:"cause,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -473,11 +476,23 @@ func (x *ReleaseOrderRequest) GetReason() string {
 	return ""
 }
 
-// ReleaseOrderResponse holds the order that was freed.
+func (x *ReleaseOrderRequest) GetCause() *HoldRelease {
+	if x != nil {
+		return x.Cause
+	}
+	return nil
+}
+
+// ReleaseOrderResponse holds the order that was released.
 type ReleaseOrderResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The newest revision of the order; it is durable.
-	Order         *Order `protobuf:"bytes,1,opt,name=order,proto3" json:"order,omitempty"`
+	Order *Order `protobuf:"bytes,1,opt,name=order,proto3" json:"order,omitempty"`
+	// The causes that this call released, sorted by reason and cause.
+	Released []*HoldRelease `protobuf:"bytes,2,rep,name=released,proto3" json:"released,omitempty"`
+	// The causes that still hold the order, sorted by reason and cause. Empty if
+	// there are none.
+	Remaining     []*HoldRelease `protobuf:"bytes,3,rep,name=remaining,proto3" json:"remaining,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -519,6 +534,132 @@ func (x *ReleaseOrderResponse) GetOrder() *Order {
 	return nil
 }
 
+func (x *ReleaseOrderResponse) GetReleased() []*HoldRelease {
+	if x != nil {
+		return x.Released
+	}
+	return nil
+}
+
+func (x *ReleaseOrderResponse) GetRemaining() []*HoldRelease {
+	if x != nil {
+		return x.Remaining
+	}
+	return nil
+}
+
+// ReinstateOrderRequest asks for a canceled order to be restored.
+type ReinstateOrderRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The order's id. Required.
+	OrderId string `protobuf:"bytes,1,opt,name=order_id,json=orderId,proto3" json:"order_id,omitempty"`
+	// Why, in the operator's own words: 1 to 500 characters. Required. It is kept
+	// in the order's history and sent to every subscriber.
+	Reason        string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReinstateOrderRequest) Reset() {
+	*x = ReinstateOrderRequest{}
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReinstateOrderRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReinstateOrderRequest) ProtoMessage() {}
+
+func (x *ReinstateOrderRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReinstateOrderRequest.ProtoReflect.Descriptor instead.
+func (*ReinstateOrderRequest) Descriptor() ([]byte, []int) {
+	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *ReinstateOrderRequest) GetOrderId() string {
+	if x != nil {
+		return x.OrderId
+	}
+	return ""
+}
+
+func (x *ReinstateOrderRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// ReinstateOrderResponse holds the order that was restored.
+type ReinstateOrderResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The newest revision of the order; it is durable.
+	Order *Order `protobuf:"bytes,1,opt,name=order,proto3" json:"order,omitempty"`
+	// The causes of cancellation that this call set aside, sorted by reason and
+	// cause.
+	Reinstated    []*CancelReinstatement `protobuf:"bytes,2,rep,name=reinstated,proto3" json:"reinstated,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReinstateOrderResponse) Reset() {
+	*x = ReinstateOrderResponse{}
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReinstateOrderResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReinstateOrderResponse) ProtoMessage() {}
+
+func (x *ReinstateOrderResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReinstateOrderResponse.ProtoReflect.Descriptor instead.
+func (*ReinstateOrderResponse) Descriptor() ([]byte, []int) {
+	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *ReinstateOrderResponse) GetOrder() *Order {
+	if x != nil {
+		return x.Order
+	}
+	return nil
+}
+
+func (x *ReinstateOrderResponse) GetReinstated() []*CancelReinstatement {
+	if x != nil {
+		return x.Reinstated
+	}
+	return nil
+}
+
 // OrderFilter selects orders. An empty list selects everything; several fields
 // must all match.
 type OrderFilter struct {
@@ -535,7 +676,7 @@ type OrderFilter struct {
 
 func (x *OrderFilter) Reset() {
 	*x = OrderFilter{}
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[8]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -547,7 +688,7 @@ func (x *OrderFilter) String() string {
 func (*OrderFilter) ProtoMessage() {}
 
 func (x *OrderFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[8]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -560,7 +701,7 @@ func (x *OrderFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OrderFilter.ProtoReflect.Descriptor instead.
 func (*OrderFilter) Descriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{8}
+	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *OrderFilter) GetLivemode() bool {
@@ -601,7 +742,7 @@ type ListOrdersRequest struct {
 
 func (x *ListOrdersRequest) Reset() {
 	*x = ListOrdersRequest{}
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[9]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -613,7 +754,7 @@ func (x *ListOrdersRequest) String() string {
 func (*ListOrdersRequest) ProtoMessage() {}
 
 func (x *ListOrdersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[9]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -626,7 +767,7 @@ func (x *ListOrdersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOrdersRequest.ProtoReflect.Descriptor instead.
 func (*ListOrdersRequest) Descriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{9}
+	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ListOrdersRequest) GetPageSize() int32 {
@@ -663,7 +804,7 @@ type ListOrdersResponse struct {
 
 func (x *ListOrdersResponse) Reset() {
 	*x = ListOrdersResponse{}
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[10]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -675,7 +816,7 @@ func (x *ListOrdersResponse) String() string {
 func (*ListOrdersResponse) ProtoMessage() {}
 
 func (x *ListOrdersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[10]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -688,7 +829,7 @@ func (x *ListOrdersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOrdersResponse.ProtoReflect.Descriptor instead.
 func (*ListOrdersResponse) Descriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{10}
+	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ListOrdersResponse) GetOrders() []*Order {
@@ -720,7 +861,7 @@ type ListOrderEventsRequest struct {
 
 func (x *ListOrderEventsRequest) Reset() {
 	*x = ListOrderEventsRequest{}
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[11]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -732,7 +873,7 @@ func (x *ListOrderEventsRequest) String() string {
 func (*ListOrderEventsRequest) ProtoMessage() {}
 
 func (x *ListOrderEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[11]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -745,7 +886,7 @@ func (x *ListOrderEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOrderEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListOrderEventsRequest) Descriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{11}
+	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ListOrderEventsRequest) GetOrderId() string {
@@ -782,7 +923,7 @@ type ListOrderEventsResponse struct {
 
 func (x *ListOrderEventsResponse) Reset() {
 	*x = ListOrderEventsResponse{}
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[12]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -794,7 +935,7 @@ func (x *ListOrderEventsResponse) String() string {
 func (*ListOrderEventsResponse) ProtoMessage() {}
 
 func (x *ListOrderEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[12]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -807,7 +948,7 @@ func (x *ListOrderEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOrderEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListOrderEventsResponse) Descriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{12}
+	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ListOrderEventsResponse) GetEvents() []*OrderEvent {
@@ -844,14 +985,21 @@ type OrderEventFilter struct {
 	// Only orders whose metadata has each of these keys with exactly this value:
 	// 16 at most. The one condition for which the gateway has to read the event
 	// itself. The tombstone of an erased order (ERASED) matches.
-	Metadata      map[string]string `protobuf:"bytes,6,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Metadata map[string]string `protobuf:"bytes,6,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Only events after which the order has one of these directives. Prefer this to
+	// `kinds`: an event of any kind can change the directive.
+	Directives []Directive `protobuf:"varint,7,rep,packed,name=directives,proto3,enum=ordergate.v1.Directive" json:"directives,omitempty"`
+	// True: only events that changed the directive, such as SHIP to HOLD. The first
+	// event of an order counts as a change, and so does an event stored by a version
+	// that did not record the previous directive.
+	DirectiveChangedOnly bool `protobuf:"varint,8,opt,name=directive_changed_only,json=directiveChangedOnly,proto3" json:"directive_changed_only,omitempty"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
 }
 
 func (x *OrderEventFilter) Reset() {
 	*x = OrderEventFilter{}
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[13]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -863,7 +1011,7 @@ func (x *OrderEventFilter) String() string {
 func (*OrderEventFilter) ProtoMessage() {}
 
 func (x *OrderEventFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[13]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -876,7 +1024,7 @@ func (x *OrderEventFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OrderEventFilter.ProtoReflect.Descriptor instead.
 func (*OrderEventFilter) Descriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{13}
+	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *OrderEventFilter) GetKinds() []OrderEventKind {
@@ -921,6 +1069,20 @@ func (x *OrderEventFilter) GetMetadata() map[string]string {
 	return nil
 }
 
+func (x *OrderEventFilter) GetDirectives() []Directive {
+	if x != nil {
+		return x.Directives
+	}
+	return nil
+}
+
+func (x *OrderEventFilter) GetDirectiveChangedOnly() bool {
+	if x != nil {
+		return x.DirectiveChangedOnly
+	}
+	return false
+}
+
 // WatchOrdersRequest says from where and what to watch.
 type WatchOrdersRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -943,7 +1105,7 @@ type WatchOrdersRequest struct {
 
 func (x *WatchOrdersRequest) Reset() {
 	*x = WatchOrdersRequest{}
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[14]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -955,7 +1117,7 @@ func (x *WatchOrdersRequest) String() string {
 func (*WatchOrdersRequest) ProtoMessage() {}
 
 func (x *WatchOrdersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[14]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -968,7 +1130,7 @@ func (x *WatchOrdersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchOrdersRequest.ProtoReflect.Descriptor instead.
 func (*WatchOrdersRequest) Descriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{14}
+	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *WatchOrdersRequest) GetStart() isWatchOrdersRequest_Start {
@@ -1067,7 +1229,7 @@ type WatchOrdersResponse struct {
 
 func (x *WatchOrdersResponse) Reset() {
 	*x = WatchOrdersResponse{}
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[15]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1079,7 +1241,7 @@ func (x *WatchOrdersResponse) String() string {
 func (*WatchOrdersResponse) ProtoMessage() {}
 
 func (x *WatchOrdersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[15]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1092,7 +1254,7 @@ func (x *WatchOrdersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchOrdersResponse.ProtoReflect.Descriptor instead.
 func (*WatchOrdersResponse) Descriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{15}
+	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *WatchOrdersResponse) GetPayload() isWatchOrdersResponse_Payload {
@@ -1173,7 +1335,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[16]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1185,7 +1347,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[16]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1198,7 +1360,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{16}
+	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Heartbeat) GetTime() *timestamppb.Timestamp {
@@ -1217,7 +1379,7 @@ type CaughtUp struct {
 
 func (x *CaughtUp) Reset() {
 	*x = CaughtUp{}
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[17]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1229,7 +1391,7 @@ func (x *CaughtUp) String() string {
 func (*CaughtUp) ProtoMessage() {}
 
 func (x *CaughtUp) ProtoReflect() protoreflect.Message {
-	mi := &file_ordergate_v1_order_service_proto_msgTypes[17]
+	mi := &file_ordergate_v1_order_service_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1242,7 +1404,7 @@ func (x *CaughtUp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CaughtUp.ProtoReflect.Descriptor instead.
 func (*CaughtUp) Descriptor() ([]byte, []int) {
-	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{17}
+	return file_ordergate_v1_order_service_proto_rawDescGZIP(), []int{19}
 }
 
 var File_ordergate_v1_order_service_proto protoreflect.FileDescriptor
@@ -1275,12 +1437,23 @@ const file_ordergate_v1_order_service_proto_rawDesc = "" +
 	"\border_id\x18\x01 \x01(\tR\aorderId\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\">\n" +
 	"\x11HoldOrderResponse\x12)\n" +
-	"\x05order\x18\x01 \x01(\v2\x13.ordergate.v1.OrderR\x05order\"H\n" +
+	"\x05order\x18\x01 \x01(\v2\x13.ordergate.v1.OrderR\x05order\"y\n" +
 	"\x13ReleaseOrderRequest\x12\x19\n" +
 	"\border_id\x18\x01 \x01(\tR\aorderId\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason\"A\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12/\n" +
+	"\x05cause\x18\x03 \x01(\v2\x19.ordergate.v1.HoldReleaseR\x05cause\"\xb1\x01\n" +
 	"\x14ReleaseOrderResponse\x12)\n" +
-	"\x05order\x18\x01 \x01(\v2\x13.ordergate.v1.OrderR\x05order\"\xab\x01\n" +
+	"\x05order\x18\x01 \x01(\v2\x13.ordergate.v1.OrderR\x05order\x125\n" +
+	"\breleased\x18\x02 \x03(\v2\x19.ordergate.v1.HoldReleaseR\breleased\x127\n" +
+	"\tremaining\x18\x03 \x03(\v2\x19.ordergate.v1.HoldReleaseR\tremaining\"J\n" +
+	"\x15ReinstateOrderRequest\x12\x19\n" +
+	"\border_id\x18\x01 \x01(\tR\aorderId\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"\x86\x01\n" +
+	"\x16ReinstateOrderResponse\x12)\n" +
+	"\x05order\x18\x01 \x01(\v2\x13.ordergate.v1.OrderR\x05order\x12A\n" +
+	"\n" +
+	"reinstated\x18\x02 \x03(\v2!.ordergate.v1.CancelReinstatementR\n" +
+	"reinstated\"\xab\x01\n" +
 	"\vOrderFilter\x12\x1f\n" +
 	"\blivemode\x18\x01 \x01(\bH\x00R\blivemode\x88\x01\x01\x125\n" +
 	"\bstatuses\x18\x02 \x03(\x0e2\x19.ordergate.v1.OrderStatusR\bstatuses\x127\n" +
@@ -1303,14 +1476,18 @@ const file_ordergate_v1_order_service_proto_rawDesc = "" +
 	"page_token\x18\x03 \x01(\tR\tpageToken\"s\n" +
 	"\x17ListOrderEventsResponse\x120\n" +
 	"\x06events\x18\x01 \x03(\v2\x18.ordergate.v1.OrderEventR\x06events\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xe0\x02\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xcf\x03\n" +
 	"\x10OrderEventFilter\x122\n" +
 	"\x05kinds\x18\x01 \x03(\x0e2\x1c.ordergate.v1.OrderEventKindR\x05kinds\x12\x1f\n" +
 	"\blivemode\x18\x02 \x01(\bH\x00R\blivemode\x88\x01\x01\x12\x1b\n" +
 	"\torder_ids\x18\x03 \x03(\tR\borderIds\x12\x1a\n" +
 	"\baccounts\x18\x04 \x03(\tR\baccounts\x12*\n" +
 	"\x11ship_to_countries\x18\x05 \x03(\tR\x0fshipToCountries\x12H\n" +
-	"\bmetadata\x18\x06 \x03(\v2,.ordergate.v1.OrderEventFilter.MetadataEntryR\bmetadata\x1a;\n" +
+	"\bmetadata\x18\x06 \x03(\v2,.ordergate.v1.OrderEventFilter.MetadataEntryR\bmetadata\x127\n" +
+	"\n" +
+	"directives\x18\a \x03(\x0e2\x17.ordergate.v1.DirectiveR\n" +
+	"directives\x124\n" +
+	"\x16directive_changed_only\x18\b \x01(\bR\x14directiveChangedOnly\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\v\n" +
@@ -1332,7 +1509,7 @@ const file_ordergate_v1_order_service_proto_rawDesc = "" +
 	"\tHeartbeat\x12.\n" +
 	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\"\n" +
 	"\n" +
-	"\bCaughtUp2\xdb\x04\n" +
+	"\bCaughtUp2\xb8\x05\n" +
 	"\fOrderService\x12I\n" +
 	"\bGetOrder\x12\x1d.ordergate.v1.GetOrderRequest\x1a\x1e.ordergate.v1.GetOrderResponse\x12O\n" +
 	"\n" +
@@ -1340,7 +1517,8 @@ const file_ordergate_v1_order_service_proto_rawDesc = "" +
 	"\x0fListOrderEvents\x12$.ordergate.v1.ListOrderEventsRequest\x1a%.ordergate.v1.ListOrderEventsResponse\x12T\n" +
 	"\vWatchOrders\x12 .ordergate.v1.WatchOrdersRequest\x1a!.ordergate.v1.WatchOrdersResponse0\x01\x12L\n" +
 	"\tHoldOrder\x12\x1e.ordergate.v1.HoldOrderRequest\x1a\x1f.ordergate.v1.HoldOrderResponse\x12U\n" +
-	"\fReleaseOrder\x12!.ordergate.v1.ReleaseOrderRequest\x1a\".ordergate.v1.ReleaseOrderResponse\x12T\n" +
+	"\fReleaseOrder\x12!.ordergate.v1.ReleaseOrderRequest\x1a\".ordergate.v1.ReleaseOrderResponse\x12[\n" +
+	"\x0eReinstateOrder\x12#.ordergate.v1.ReinstateOrderRequest\x1a$.ordergate.v1.ReinstateOrderResponse\x12T\n" +
 	"\vEraseOrders\x12 .ordergate.v1.EraseOrdersRequest\x1a!.ordergate.v1.EraseOrdersResponse0\x01B=Z;github.com/ordergate/ordergate/api/ordergate/v1;ordergatev1b\x06proto3"
 
 var (
@@ -1355,7 +1533,7 @@ func file_ordergate_v1_order_service_proto_rawDescGZIP() []byte {
 	return file_ordergate_v1_order_service_proto_rawDescData
 }
 
-var file_ordergate_v1_order_service_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_ordergate_v1_order_service_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_ordergate_v1_order_service_proto_goTypes = []any{
 	(*EraseOrdersRequest)(nil),      // 0: ordergate.v1.EraseOrdersRequest
 	(*EraseOrdersResponse)(nil),     // 1: ordergate.v1.EraseOrdersResponse
@@ -1365,62 +1543,74 @@ var file_ordergate_v1_order_service_proto_goTypes = []any{
 	(*HoldOrderResponse)(nil),       // 5: ordergate.v1.HoldOrderResponse
 	(*ReleaseOrderRequest)(nil),     // 6: ordergate.v1.ReleaseOrderRequest
 	(*ReleaseOrderResponse)(nil),    // 7: ordergate.v1.ReleaseOrderResponse
-	(*OrderFilter)(nil),             // 8: ordergate.v1.OrderFilter
-	(*ListOrdersRequest)(nil),       // 9: ordergate.v1.ListOrdersRequest
-	(*ListOrdersResponse)(nil),      // 10: ordergate.v1.ListOrdersResponse
-	(*ListOrderEventsRequest)(nil),  // 11: ordergate.v1.ListOrderEventsRequest
-	(*ListOrderEventsResponse)(nil), // 12: ordergate.v1.ListOrderEventsResponse
-	(*OrderEventFilter)(nil),        // 13: ordergate.v1.OrderEventFilter
-	(*WatchOrdersRequest)(nil),      // 14: ordergate.v1.WatchOrdersRequest
-	(*WatchOrdersResponse)(nil),     // 15: ordergate.v1.WatchOrdersResponse
-	(*Heartbeat)(nil),               // 16: ordergate.v1.Heartbeat
-	(*CaughtUp)(nil),                // 17: ordergate.v1.CaughtUp
-	nil,                             // 18: ordergate.v1.OrderEventFilter.MetadataEntry
-	(*Order)(nil),                   // 19: ordergate.v1.Order
-	(OrderStatus)(0),                // 20: ordergate.v1.OrderStatus
-	(Directive)(0),                  // 21: ordergate.v1.Directive
-	(*OrderEvent)(nil),              // 22: ordergate.v1.OrderEvent
-	(OrderEventKind)(0),             // 23: ordergate.v1.OrderEventKind
-	(*timestamppb.Timestamp)(nil),   // 24: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),     // 25: google.protobuf.Duration
+	(*ReinstateOrderRequest)(nil),   // 8: ordergate.v1.ReinstateOrderRequest
+	(*ReinstateOrderResponse)(nil),  // 9: ordergate.v1.ReinstateOrderResponse
+	(*OrderFilter)(nil),             // 10: ordergate.v1.OrderFilter
+	(*ListOrdersRequest)(nil),       // 11: ordergate.v1.ListOrdersRequest
+	(*ListOrdersResponse)(nil),      // 12: ordergate.v1.ListOrdersResponse
+	(*ListOrderEventsRequest)(nil),  // 13: ordergate.v1.ListOrderEventsRequest
+	(*ListOrderEventsResponse)(nil), // 14: ordergate.v1.ListOrderEventsResponse
+	(*OrderEventFilter)(nil),        // 15: ordergate.v1.OrderEventFilter
+	(*WatchOrdersRequest)(nil),      // 16: ordergate.v1.WatchOrdersRequest
+	(*WatchOrdersResponse)(nil),     // 17: ordergate.v1.WatchOrdersResponse
+	(*Heartbeat)(nil),               // 18: ordergate.v1.Heartbeat
+	(*CaughtUp)(nil),                // 19: ordergate.v1.CaughtUp
+	nil,                             // 20: ordergate.v1.OrderEventFilter.MetadataEntry
+	(*Order)(nil),                   // 21: ordergate.v1.Order
+	(*HoldRelease)(nil),             // 22: ordergate.v1.HoldRelease
+	(*CancelReinstatement)(nil),     // 23: ordergate.v1.CancelReinstatement
+	(OrderStatus)(0),                // 24: ordergate.v1.OrderStatus
+	(Directive)(0),                  // 25: ordergate.v1.Directive
+	(*OrderEvent)(nil),              // 26: ordergate.v1.OrderEvent
+	(OrderEventKind)(0),             // 27: ordergate.v1.OrderEventKind
+	(*timestamppb.Timestamp)(nil),   // 28: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),     // 29: google.protobuf.Duration
 }
 var file_ordergate_v1_order_service_proto_depIdxs = []int32{
-	19, // 0: ordergate.v1.GetOrderResponse.order:type_name -> ordergate.v1.Order
-	19, // 1: ordergate.v1.HoldOrderResponse.order:type_name -> ordergate.v1.Order
-	19, // 2: ordergate.v1.ReleaseOrderResponse.order:type_name -> ordergate.v1.Order
-	20, // 3: ordergate.v1.OrderFilter.statuses:type_name -> ordergate.v1.OrderStatus
-	21, // 4: ordergate.v1.OrderFilter.directives:type_name -> ordergate.v1.Directive
-	8,  // 5: ordergate.v1.ListOrdersRequest.filter:type_name -> ordergate.v1.OrderFilter
-	19, // 6: ordergate.v1.ListOrdersResponse.orders:type_name -> ordergate.v1.Order
-	22, // 7: ordergate.v1.ListOrderEventsResponse.events:type_name -> ordergate.v1.OrderEvent
-	23, // 8: ordergate.v1.OrderEventFilter.kinds:type_name -> ordergate.v1.OrderEventKind
-	18, // 9: ordergate.v1.OrderEventFilter.metadata:type_name -> ordergate.v1.OrderEventFilter.MetadataEntry
-	24, // 10: ordergate.v1.WatchOrdersRequest.start_time:type_name -> google.protobuf.Timestamp
-	13, // 11: ordergate.v1.WatchOrdersRequest.filter:type_name -> ordergate.v1.OrderEventFilter
-	25, // 12: ordergate.v1.WatchOrdersRequest.heartbeat_interval:type_name -> google.protobuf.Duration
-	22, // 13: ordergate.v1.WatchOrdersResponse.event:type_name -> ordergate.v1.OrderEvent
-	16, // 14: ordergate.v1.WatchOrdersResponse.heartbeat:type_name -> ordergate.v1.Heartbeat
-	17, // 15: ordergate.v1.WatchOrdersResponse.caught_up:type_name -> ordergate.v1.CaughtUp
-	24, // 16: ordergate.v1.Heartbeat.time:type_name -> google.protobuf.Timestamp
-	2,  // 17: ordergate.v1.OrderService.GetOrder:input_type -> ordergate.v1.GetOrderRequest
-	9,  // 18: ordergate.v1.OrderService.ListOrders:input_type -> ordergate.v1.ListOrdersRequest
-	11, // 19: ordergate.v1.OrderService.ListOrderEvents:input_type -> ordergate.v1.ListOrderEventsRequest
-	14, // 20: ordergate.v1.OrderService.WatchOrders:input_type -> ordergate.v1.WatchOrdersRequest
-	4,  // 21: ordergate.v1.OrderService.HoldOrder:input_type -> ordergate.v1.HoldOrderRequest
-	6,  // 22: ordergate.v1.OrderService.ReleaseOrder:input_type -> ordergate.v1.ReleaseOrderRequest
-	0,  // 23: ordergate.v1.OrderService.EraseOrders:input_type -> ordergate.v1.EraseOrdersRequest
-	3,  // 24: ordergate.v1.OrderService.GetOrder:output_type -> ordergate.v1.GetOrderResponse
-	10, // 25: ordergate.v1.OrderService.ListOrders:output_type -> ordergate.v1.ListOrdersResponse
-	12, // 26: ordergate.v1.OrderService.ListOrderEvents:output_type -> ordergate.v1.ListOrderEventsResponse
-	15, // 27: ordergate.v1.OrderService.WatchOrders:output_type -> ordergate.v1.WatchOrdersResponse
-	5,  // 28: ordergate.v1.OrderService.HoldOrder:output_type -> ordergate.v1.HoldOrderResponse
-	7,  // 29: ordergate.v1.OrderService.ReleaseOrder:output_type -> ordergate.v1.ReleaseOrderResponse
-	1,  // 30: ordergate.v1.OrderService.EraseOrders:output_type -> ordergate.v1.EraseOrdersResponse
-	24, // [24:31] is the sub-list for method output_type
-	17, // [17:24] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	21, // 0: ordergate.v1.GetOrderResponse.order:type_name -> ordergate.v1.Order
+	21, // 1: ordergate.v1.HoldOrderResponse.order:type_name -> ordergate.v1.Order
+	22, // 2: ordergate.v1.ReleaseOrderRequest.cause:type_name -> ordergate.v1.HoldRelease
+	21, // 3: ordergate.v1.ReleaseOrderResponse.order:type_name -> ordergate.v1.Order
+	22, // 4: ordergate.v1.ReleaseOrderResponse.released:type_name -> ordergate.v1.HoldRelease
+	22, // 5: ordergate.v1.ReleaseOrderResponse.remaining:type_name -> ordergate.v1.HoldRelease
+	21, // 6: ordergate.v1.ReinstateOrderResponse.order:type_name -> ordergate.v1.Order
+	23, // 7: ordergate.v1.ReinstateOrderResponse.reinstated:type_name -> ordergate.v1.CancelReinstatement
+	24, // 8: ordergate.v1.OrderFilter.statuses:type_name -> ordergate.v1.OrderStatus
+	25, // 9: ordergate.v1.OrderFilter.directives:type_name -> ordergate.v1.Directive
+	10, // 10: ordergate.v1.ListOrdersRequest.filter:type_name -> ordergate.v1.OrderFilter
+	21, // 11: ordergate.v1.ListOrdersResponse.orders:type_name -> ordergate.v1.Order
+	26, // 12: ordergate.v1.ListOrderEventsResponse.events:type_name -> ordergate.v1.OrderEvent
+	27, // 13: ordergate.v1.OrderEventFilter.kinds:type_name -> ordergate.v1.OrderEventKind
+	20, // 14: ordergate.v1.OrderEventFilter.metadata:type_name -> ordergate.v1.OrderEventFilter.MetadataEntry
+	25, // 15: ordergate.v1.OrderEventFilter.directives:type_name -> ordergate.v1.Directive
+	28, // 16: ordergate.v1.WatchOrdersRequest.start_time:type_name -> google.protobuf.Timestamp
+	15, // 17: ordergate.v1.WatchOrdersRequest.filter:type_name -> ordergate.v1.OrderEventFilter
+	29, // 18: ordergate.v1.WatchOrdersRequest.heartbeat_interval:type_name -> google.protobuf.Duration
+	26, // 19: ordergate.v1.WatchOrdersResponse.event:type_name -> ordergate.v1.OrderEvent
+	18, // 20: ordergate.v1.WatchOrdersResponse.heartbeat:type_name -> ordergate.v1.Heartbeat
+	19, // 21: ordergate.v1.WatchOrdersResponse.caught_up:type_name -> ordergate.v1.CaughtUp
+	28, // 22: ordergate.v1.Heartbeat.time:type_name -> google.protobuf.Timestamp
+	2,  // 23: ordergate.v1.OrderService.GetOrder:input_type -> ordergate.v1.GetOrderRequest
+	11, // 24: ordergate.v1.OrderService.ListOrders:input_type -> ordergate.v1.ListOrdersRequest
+	13, // 25: ordergate.v1.OrderService.ListOrderEvents:input_type -> ordergate.v1.ListOrderEventsRequest
+	16, // 26: ordergate.v1.OrderService.WatchOrders:input_type -> ordergate.v1.WatchOrdersRequest
+	4,  // 27: ordergate.v1.OrderService.HoldOrder:input_type -> ordergate.v1.HoldOrderRequest
+	6,  // 28: ordergate.v1.OrderService.ReleaseOrder:input_type -> ordergate.v1.ReleaseOrderRequest
+	8,  // 29: ordergate.v1.OrderService.ReinstateOrder:input_type -> ordergate.v1.ReinstateOrderRequest
+	0,  // 30: ordergate.v1.OrderService.EraseOrders:input_type -> ordergate.v1.EraseOrdersRequest
+	3,  // 31: ordergate.v1.OrderService.GetOrder:output_type -> ordergate.v1.GetOrderResponse
+	12, // 32: ordergate.v1.OrderService.ListOrders:output_type -> ordergate.v1.ListOrdersResponse
+	14, // 33: ordergate.v1.OrderService.ListOrderEvents:output_type -> ordergate.v1.ListOrderEventsResponse
+	17, // 34: ordergate.v1.OrderService.WatchOrders:output_type -> ordergate.v1.WatchOrdersResponse
+	5,  // 35: ordergate.v1.OrderService.HoldOrder:output_type -> ordergate.v1.HoldOrderResponse
+	7,  // 36: ordergate.v1.OrderService.ReleaseOrder:output_type -> ordergate.v1.ReleaseOrderResponse
+	9,  // 37: ordergate.v1.OrderService.ReinstateOrder:output_type -> ordergate.v1.ReinstateOrderResponse
+	1,  // 38: ordergate.v1.OrderService.EraseOrders:output_type -> ordergate.v1.EraseOrdersResponse
+	31, // [31:39] is the sub-list for method output_type
+	23, // [23:31] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_ordergate_v1_order_service_proto_init() }
@@ -1429,14 +1619,14 @@ func file_ordergate_v1_order_service_proto_init() {
 		return
 	}
 	file_ordergate_v1_order_proto_init()
-	file_ordergate_v1_order_service_proto_msgTypes[8].OneofWrappers = []any{}
-	file_ordergate_v1_order_service_proto_msgTypes[13].OneofWrappers = []any{}
-	file_ordergate_v1_order_service_proto_msgTypes[14].OneofWrappers = []any{
+	file_ordergate_v1_order_service_proto_msgTypes[10].OneofWrappers = []any{}
+	file_ordergate_v1_order_service_proto_msgTypes[15].OneofWrappers = []any{}
+	file_ordergate_v1_order_service_proto_msgTypes[16].OneofWrappers = []any{
 		(*WatchOrdersRequest_FromBeginning)(nil),
 		(*WatchOrdersRequest_StartTime)(nil),
 		(*WatchOrdersRequest_ResumeToken)(nil),
 	}
-	file_ordergate_v1_order_service_proto_msgTypes[15].OneofWrappers = []any{
+	file_ordergate_v1_order_service_proto_msgTypes[17].OneofWrappers = []any{
 		(*WatchOrdersResponse_Event)(nil),
 		(*WatchOrdersResponse_Heartbeat)(nil),
 		(*WatchOrdersResponse_CaughtUp)(nil),
@@ -1447,7 +1637,7 @@ func file_ordergate_v1_order_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_ordergate_v1_order_service_proto_rawDesc), len(file_ordergate_v1_order_service_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   19,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -27,6 +27,7 @@ const (
 	OrderService_WatchOrders_FullMethodName     = "/ordergate.v1.OrderService/WatchOrders"
 	OrderService_HoldOrder_FullMethodName       = "/ordergate.v1.OrderService/HoldOrder"
 	OrderService_ReleaseOrder_FullMethodName    = "/ordergate.v1.OrderService/ReleaseOrder"
+	OrderService_ReinstateOrder_FullMethodName  = "/ordergate.v1.OrderService/ReinstateOrder"
 	OrderService_EraseOrders_FullMethodName     = "/ordergate.v1.OrderService/EraseOrders"
 )
 
@@ -39,7 +40,7 @@ const (
 //
 // Every error carries a google.rpc.ErrorInfo of the domain `ordergate`; its
 // reasons are UNAUTHENTICATED, PERMISSION_DENIED, INVALID_REQUEST,
-// ORDER_NOT_FOUND, ORDER_CONFLICT,
+// ORDER_NOT_FOUND, ORDER_CONFLICT, ORDER_NOT_HELD, ORDER_NOT_CANCELED, ORDER_ERASED,
 // PAGE_TOKEN_INVALID, RESUME_TOKEN_INVALID, RESUME_TOKEN_EXPIRED,
 // LOG_UNAVAILABLE, LOG_FULL, SHUTTING_DOWN and INTERNAL.
 type OrderServiceClient interface {
@@ -71,15 +72,28 @@ type OrderServiceClient interface {
 	// (ORDER_CONFLICT) when the order kept changing meanwhile; RESOURCE_EXHAUSTED
 	// (LOG_FULL) when the log has no room.
 	HoldOrder(ctx context.Context, in *HoldOrderRequest, opts ...grpc.CallOption) (*HoldOrderResponse, error)
-	// ReleaseOrder frees an order for an operator from everything that holds it
-	// now: the operator's own hold, and each dispute, review, warning or other
-	// cause that was heard of. The same cause does not hold it again; another one
-	// does. The release is an order event (RELEASED) with the reason as its note.
-	// It does not ship what is to be cancelled or is not paid, and an order that
-	// nothing holds is returned as it is.
+	// ReleaseOrder releases an order for an operator from the causes that hold it:
+	// the operator's own hold, each dispute, review, fraud warning, and any other
+	// cause. It releases all of them, or only the one in `cause`. A released cause
+	// does not hold the order again; another one does. The release is an order
+	// event (RELEASED) with the reason as its note. It never ships an order that is
+	// canceled or not paid.
 	//
-	// The errors are those of HoldOrder.
+	// FAILED_PRECONDITION if nothing would change: ORDER_NOT_HELD if nothing, or not
+	// the named cause, holds the order; ORDER_ERASED if it was erased. The other
+	// errors are those of HoldOrder.
 	ReleaseOrder(ctx context.Context, in *ReleaseOrderRequest, opts ...grpc.CallOption) (*ReleaseOrderResponse, error)
+	// ReinstateOrder restores a canceled order for an operator: every cause that
+	// cancels it now is set aside and kept in `Order.reinstatements`. The directive
+	// is then decided by everything else, so an order that is not paid becomes WAIT
+	// and one that something holds becomes HOLD; `status` does not change. A cause
+	// that is not among `reinstatements`, such as another refund, cancels the order
+	// again. The change is an order event (RELEASED) with the reason as its note.
+	//
+	// FAILED_PRECONDITION if nothing would change: ORDER_NOT_CANCELED if nothing
+	// cancels the order; ORDER_ERASED if it was erased, which cannot be undone. The
+	// other errors are those of HoldOrder.
+	ReinstateOrder(ctx context.Context, in *ReinstateOrderRequest, opts ...grpc.CallOption) (*ReinstateOrderResponse, error)
 	// EraseOrders erases, for good and from the disk, what is stored about orders
 	// or about customers: the orders with all their events, the Stripe events that
 	// name them or their payments, what points to them, and what subscriptions
@@ -88,7 +102,7 @@ type OrderServiceClient interface {
 	//
 	// Each order leaves a tombstone without personal data, a last event (ERASED)
 	// with the directive CANCEL, which every subscriber hears of whose filter
-	// selects its kind, whatever it says of countries and metadata. What Stripe
+	// selects its kind and directive, whatever it says of countries and metadata. What Stripe
 	// sends about the order later changes nothing and is erased as well. Each
 	// Stripe event leaves a tombstone too, so that its id stays taken.
 	//
@@ -176,6 +190,16 @@ func (c *orderServiceClient) ReleaseOrder(ctx context.Context, in *ReleaseOrderR
 	return out, nil
 }
 
+func (c *orderServiceClient) ReinstateOrder(ctx context.Context, in *ReinstateOrderRequest, opts ...grpc.CallOption) (*ReinstateOrderResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ReinstateOrderResponse)
+	err := c.cc.Invoke(ctx, OrderService_ReinstateOrder_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *orderServiceClient) EraseOrders(ctx context.Context, in *EraseOrdersRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[EraseOrdersResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &OrderService_ServiceDesc.Streams[1], OrderService_EraseOrders_FullMethodName, cOpts...)
@@ -204,7 +228,7 @@ type OrderService_EraseOrdersClient = grpc.ServerStreamingClient[EraseOrdersResp
 //
 // Every error carries a google.rpc.ErrorInfo of the domain `ordergate`; its
 // reasons are UNAUTHENTICATED, PERMISSION_DENIED, INVALID_REQUEST,
-// ORDER_NOT_FOUND, ORDER_CONFLICT,
+// ORDER_NOT_FOUND, ORDER_CONFLICT, ORDER_NOT_HELD, ORDER_NOT_CANCELED, ORDER_ERASED,
 // PAGE_TOKEN_INVALID, RESUME_TOKEN_INVALID, RESUME_TOKEN_EXPIRED,
 // LOG_UNAVAILABLE, LOG_FULL, SHUTTING_DOWN and INTERNAL.
 type OrderServiceServer interface {
@@ -236,15 +260,28 @@ type OrderServiceServer interface {
 	// (ORDER_CONFLICT) when the order kept changing meanwhile; RESOURCE_EXHAUSTED
 	// (LOG_FULL) when the log has no room.
 	HoldOrder(context.Context, *HoldOrderRequest) (*HoldOrderResponse, error)
-	// ReleaseOrder frees an order for an operator from everything that holds it
-	// now: the operator's own hold, and each dispute, review, warning or other
-	// cause that was heard of. The same cause does not hold it again; another one
-	// does. The release is an order event (RELEASED) with the reason as its note.
-	// It does not ship what is to be cancelled or is not paid, and an order that
-	// nothing holds is returned as it is.
+	// ReleaseOrder releases an order for an operator from the causes that hold it:
+	// the operator's own hold, each dispute, review, fraud warning, and any other
+	// cause. It releases all of them, or only the one in `cause`. A released cause
+	// does not hold the order again; another one does. The release is an order
+	// event (RELEASED) with the reason as its note. It never ships an order that is
+	// canceled or not paid.
 	//
-	// The errors are those of HoldOrder.
+	// FAILED_PRECONDITION if nothing would change: ORDER_NOT_HELD if nothing, or not
+	// the named cause, holds the order; ORDER_ERASED if it was erased. The other
+	// errors are those of HoldOrder.
 	ReleaseOrder(context.Context, *ReleaseOrderRequest) (*ReleaseOrderResponse, error)
+	// ReinstateOrder restores a canceled order for an operator: every cause that
+	// cancels it now is set aside and kept in `Order.reinstatements`. The directive
+	// is then decided by everything else, so an order that is not paid becomes WAIT
+	// and one that something holds becomes HOLD; `status` does not change. A cause
+	// that is not among `reinstatements`, such as another refund, cancels the order
+	// again. The change is an order event (RELEASED) with the reason as its note.
+	//
+	// FAILED_PRECONDITION if nothing would change: ORDER_NOT_CANCELED if nothing
+	// cancels the order; ORDER_ERASED if it was erased, which cannot be undone. The
+	// other errors are those of HoldOrder.
+	ReinstateOrder(context.Context, *ReinstateOrderRequest) (*ReinstateOrderResponse, error)
 	// EraseOrders erases, for good and from the disk, what is stored about orders
 	// or about customers: the orders with all their events, the Stripe events that
 	// name them or their payments, what points to them, and what subscriptions
@@ -253,7 +290,7 @@ type OrderServiceServer interface {
 	//
 	// Each order leaves a tombstone without personal data, a last event (ERASED)
 	// with the directive CANCEL, which every subscriber hears of whose filter
-	// selects its kind, whatever it says of countries and metadata. What Stripe
+	// selects its kind and directive, whatever it says of countries and metadata. What Stripe
 	// sends about the order later changes nothing and is erased as well. Each
 	// Stripe event leaves a tombstone too, so that its id stays taken.
 	//
@@ -289,6 +326,9 @@ func (UnimplementedOrderServiceServer) HoldOrder(context.Context, *HoldOrderRequ
 }
 func (UnimplementedOrderServiceServer) ReleaseOrder(context.Context, *ReleaseOrderRequest) (*ReleaseOrderResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ReleaseOrder not implemented")
+}
+func (UnimplementedOrderServiceServer) ReinstateOrder(context.Context, *ReinstateOrderRequest) (*ReinstateOrderResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ReinstateOrder not implemented")
 }
 func (UnimplementedOrderServiceServer) EraseOrders(*EraseOrdersRequest, grpc.ServerStreamingServer[EraseOrdersResponse]) error {
 	return status.Error(codes.Unimplemented, "method EraseOrders not implemented")
@@ -415,6 +455,24 @@ func _OrderService_ReleaseOrder_Handler(srv interface{}, ctx context.Context, de
 	return interceptor(ctx, in, info, handler)
 }
 
+func _OrderService_ReinstateOrder_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ReinstateOrderRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(OrderServiceServer).ReinstateOrder(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: OrderService_ReinstateOrder_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(OrderServiceServer).ReinstateOrder(ctx, req.(*ReinstateOrderRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _OrderService_EraseOrders_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(EraseOrdersRequest)
 	if err := stream.RecvMsg(m); err != nil {
@@ -452,6 +510,10 @@ var OrderService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ReleaseOrder",
 			Handler:    _OrderService_ReleaseOrder_Handler,
+		},
+		{
+			MethodName: "ReinstateOrder",
+			Handler:    _OrderService_ReinstateOrder_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

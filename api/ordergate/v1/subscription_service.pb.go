@@ -27,6 +27,68 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// DeliveryMode selects which of an order's pending events are delivered.
+type DeliveryMode int32
+
+const (
+	// Not set: LATEST.
+	DeliveryMode_DELIVERY_MODE_UNSPECIFIED DeliveryMode = 0
+	// The order's newest stored revision replaces all its pending events.
+	//
+	// An event is pending if the filter selects it and it is not settled. Of the
+	// filter's conditions, `kinds` and `directive_changed_only` select the pending
+	// events. The conditions on the order itself (`directives`, `livemode`,
+	// `order_ids`, `accounts`, `ship_to_countries`, `metadata`) must also hold for
+	// the newest revision: if they do not, the pending events are settled without a
+	// delivery. An order with pending events that the gateway has not reached yet is
+	// delivered when it reaches the last of them.
+	DeliveryMode_DELIVERY_MODE_LATEST DeliveryMode = 1
+	// Each event that the filter selects is delivered, in order, although it may be
+	// outdated: compare `Delivery.latest_directive`.
+	DeliveryMode_DELIVERY_MODE_EVERY_EVENT DeliveryMode = 2
+)
+
+// Enum value maps for DeliveryMode.
+var (
+	DeliveryMode_name = map[int32]string{
+		0: "DELIVERY_MODE_UNSPECIFIED",
+		1: "DELIVERY_MODE_LATEST",
+		2: "DELIVERY_MODE_EVERY_EVENT",
+	}
+	DeliveryMode_value = map[string]int32{
+		"DELIVERY_MODE_UNSPECIFIED": 0,
+		"DELIVERY_MODE_LATEST":      1,
+		"DELIVERY_MODE_EVERY_EVENT": 2,
+	}
+)
+
+func (x DeliveryMode) Enum() *DeliveryMode {
+	p := new(DeliveryMode)
+	*p = x
+	return p
+}
+
+func (x DeliveryMode) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (DeliveryMode) Descriptor() protoreflect.EnumDescriptor {
+	return file_ordergate_v1_subscription_service_proto_enumTypes[0].Descriptor()
+}
+
+func (DeliveryMode) Type() protoreflect.EnumType {
+	return &file_ordergate_v1_subscription_service_proto_enumTypes[0]
+}
+
+func (x DeliveryMode) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use DeliveryMode.Descriptor instead.
+func (DeliveryMode) EnumDescriptor() ([]byte, []int) {
+	return file_ordergate_v1_subscription_service_proto_rawDescGZIP(), []int{0}
+}
+
 // DeadLetterPolicy is what becomes of an order's later events when one of its
 // events becomes a dead letter. Other orders are never affected.
 type DeadLetterPolicy int32
@@ -65,11 +127,11 @@ func (x DeadLetterPolicy) String() string {
 }
 
 func (DeadLetterPolicy) Descriptor() protoreflect.EnumDescriptor {
-	return file_ordergate_v1_subscription_service_proto_enumTypes[0].Descriptor()
+	return file_ordergate_v1_subscription_service_proto_enumTypes[1].Descriptor()
 }
 
 func (DeadLetterPolicy) Type() protoreflect.EnumType {
-	return &file_ordergate_v1_subscription_service_proto_enumTypes[0]
+	return &file_ordergate_v1_subscription_service_proto_enumTypes[1]
 }
 
 func (x DeadLetterPolicy) Number() protoreflect.EnumNumber {
@@ -78,7 +140,7 @@ func (x DeadLetterPolicy) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use DeadLetterPolicy.Descriptor instead.
 func (DeadLetterPolicy) EnumDescriptor() ([]byte, []int) {
-	return file_ordergate_v1_subscription_service_proto_rawDescGZIP(), []int{0}
+	return file_ordergate_v1_subscription_service_proto_rawDescGZIP(), []int{1}
 }
 
 // NackAction is what is to become of an event that a worker could not handle.
@@ -123,11 +185,11 @@ func (x NackAction) String() string {
 }
 
 func (NackAction) Descriptor() protoreflect.EnumDescriptor {
-	return file_ordergate_v1_subscription_service_proto_enumTypes[1].Descriptor()
+	return file_ordergate_v1_subscription_service_proto_enumTypes[2].Descriptor()
 }
 
 func (NackAction) Type() protoreflect.EnumType {
-	return &file_ordergate_v1_subscription_service_proto_enumTypes[1]
+	return &file_ordergate_v1_subscription_service_proto_enumTypes[2]
 }
 
 func (x NackAction) Number() protoreflect.EnumNumber {
@@ -136,7 +198,7 @@ func (x NackAction) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use NackAction.Descriptor instead.
 func (NackAction) EnumDescriptor() ([]byte, []int) {
-	return file_ordergate_v1_subscription_service_proto_rawDescGZIP(), []int{1}
+	return file_ordergate_v1_subscription_service_proto_rawDescGZIP(), []int{2}
 }
 
 // DeliveryResultCode is what became of a delivery that was settled.
@@ -192,11 +254,11 @@ func (x DeliveryResultCode) String() string {
 }
 
 func (DeliveryResultCode) Descriptor() protoreflect.EnumDescriptor {
-	return file_ordergate_v1_subscription_service_proto_enumTypes[2].Descriptor()
+	return file_ordergate_v1_subscription_service_proto_enumTypes[3].Descriptor()
 }
 
 func (DeliveryResultCode) Type() protoreflect.EnumType {
-	return &file_ordergate_v1_subscription_service_proto_enumTypes[2]
+	return &file_ordergate_v1_subscription_service_proto_enumTypes[3]
 }
 
 func (x DeliveryResultCode) Number() protoreflect.EnumNumber {
@@ -205,7 +267,7 @@ func (x DeliveryResultCode) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use DeliveryResultCode.Descriptor instead.
 func (DeliveryResultCode) EnumDescriptor() ([]byte, []int) {
-	return file_ordergate_v1_subscription_service_proto_rawDescGZIP(), []int{2}
+	return file_ordergate_v1_subscription_service_proto_rawDescGZIP(), []int{3}
 }
 
 // DeadLetterReason is why an event is not delivered any more.
@@ -249,11 +311,11 @@ func (x DeadLetterReason) String() string {
 }
 
 func (DeadLetterReason) Descriptor() protoreflect.EnumDescriptor {
-	return file_ordergate_v1_subscription_service_proto_enumTypes[3].Descriptor()
+	return file_ordergate_v1_subscription_service_proto_enumTypes[4].Descriptor()
 }
 
 func (DeadLetterReason) Type() protoreflect.EnumType {
-	return &file_ordergate_v1_subscription_service_proto_enumTypes[3]
+	return &file_ordergate_v1_subscription_service_proto_enumTypes[4]
 }
 
 func (x DeadLetterReason) Number() protoreflect.EnumNumber {
@@ -262,7 +324,7 @@ func (x DeadLetterReason) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use DeadLetterReason.Descriptor instead.
 func (DeadLetterReason) EnumDescriptor() ([]byte, []int) {
-	return file_ordergate_v1_subscription_service_proto_rawDescGZIP(), []int{3}
+	return file_ordergate_v1_subscription_service_proto_rawDescGZIP(), []int{4}
 }
 
 // Subscription is a named reader of order events whose place is kept by the
@@ -292,7 +354,10 @@ type Subscription struct {
 	// When the subscription was made, in UTC. Output only.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
 	// How the subscription is doing. Output only.
-	Stats         *SubscriptionStats `protobuf:"bytes,9,opt,name=stats,proto3" json:"stats,omitempty"`
+	Stats *SubscriptionStats `protobuf:"bytes,9,opt,name=stats,proto3" json:"stats,omitempty"`
+	// Which of an order's pending events are delivered: LATEST by default. A
+	// subscription stored by a version without this field keeps EVERY_EVENT.
+	Delivery      DeliveryMode `protobuf:"varint,10,opt,name=delivery,proto3,enum=ordergate.v1.DeliveryMode" json:"delivery,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -388,6 +453,13 @@ func (x *Subscription) GetStats() *SubscriptionStats {
 		return x.Stats
 	}
 	return nil
+}
+
+func (x *Subscription) GetDelivery() DeliveryMode {
+	if x != nil {
+		return x.Delivery
+	}
+	return DeliveryMode_DELIVERY_MODE_UNSPECIFIED
 }
 
 // SubscriptionStats are the figures of a subscription.
@@ -730,7 +802,11 @@ func (x *CreateSubscriptionRequest) GetStart() *SubscriptionPosition {
 type CreateSubscriptionResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The subscription, with its defaults filled in.
-	Subscription  *Subscription `protobuf:"bytes,1,opt,name=subscription,proto3" json:"subscription,omitempty"`
+	Subscription *Subscription `protobuf:"bytes,1,opt,name=subscription,proto3" json:"subscription,omitempty"`
+	// Dangers of the filter, for people: one sentence for each condition that can
+	// hide a HOLD or CANCEL of an order that was delivered as SHIP. Empty if there
+	// is none.
+	Warnings      []string `protobuf:"bytes,2,rep,name=warnings,proto3" json:"warnings,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -768,6 +844,13 @@ func (*CreateSubscriptionResponse) Descriptor() ([]byte, []int) {
 func (x *CreateSubscriptionResponse) GetSubscription() *Subscription {
 	if x != nil {
 		return x.Subscription
+	}
+	return nil
+}
+
+func (x *CreateSubscriptionResponse) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
 	}
 	return nil
 }
@@ -980,7 +1063,7 @@ type UpdateSubscriptionRequest struct {
 	// The subscription: its name, and the settings that are to change. Required.
 	Subscription *Subscription `protobuf:"bytes,1,opt,name=subscription,proto3" json:"subscription,omitempty"`
 	// Which settings change: `filter`, `ack_deadline`, `max_attempts`,
-	// `min_backoff`, `max_backoff`, `dead_letter_policy`. One that is named here and
+	// `min_backoff`, `max_backoff`, `dead_letter_policy`, `delivery`. One that is named here and
 	// not set in `subscription` gets its default; one within the filter stands for
 	// the whole filter. Those that are set in `subscription` when the mask is empty.
 	UpdateMask    *fieldmaskpb.FieldMask `protobuf:"bytes,2,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
@@ -1036,7 +1119,9 @@ func (x *UpdateSubscriptionRequest) GetUpdateMask() *fieldmaskpb.FieldMask {
 type UpdateSubscriptionResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The subscription.
-	Subscription  *Subscription `protobuf:"bytes,1,opt,name=subscription,proto3" json:"subscription,omitempty"`
+	Subscription *Subscription `protobuf:"bytes,1,opt,name=subscription,proto3" json:"subscription,omitempty"`
+	// Dangers of the filter, as in CreateSubscriptionResponse.
+	Warnings      []string `protobuf:"bytes,2,rep,name=warnings,proto3" json:"warnings,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1074,6 +1159,13 @@ func (*UpdateSubscriptionResponse) Descriptor() ([]byte, []int) {
 func (x *UpdateSubscriptionResponse) GetSubscription() *Subscription {
 	if x != nil {
 		return x.Subscription
+	}
+	return nil
+}
+
+func (x *UpdateSubscriptionResponse) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
 	}
 	return nil
 }
@@ -1758,7 +1850,9 @@ type ConsumeOpened struct {
 	// True when the subscription was created with the settings in `open`.
 	Created bool `protobuf:"varint,2,opt,name=created,proto3" json:"created,omitempty"`
 	// The ack deadline of deliveries on this stream.
-	AckDeadline   *durationpb.Duration `protobuf:"bytes,3,opt,name=ack_deadline,json=ackDeadline,proto3" json:"ack_deadline,omitempty"`
+	AckDeadline *durationpb.Duration `protobuf:"bytes,3,opt,name=ack_deadline,json=ackDeadline,proto3" json:"ack_deadline,omitempty"`
+	// If `created`: dangers of the filter, as in CreateSubscriptionResponse.
+	Warnings      []string `protobuf:"bytes,4,rep,name=warnings,proto3" json:"warnings,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1814,6 +1908,13 @@ func (x *ConsumeOpened) GetAckDeadline() *durationpb.Duration {
 	return nil
 }
 
+func (x *ConsumeOpened) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
+}
+
 // Delivery is an event that is leased to a worker.
 type Delivery struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1828,9 +1929,19 @@ type Delivery struct {
 	LeaseExpireTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=lease_expire_time,json=leaseExpireTime,proto3" json:"lease_expire_time,omitempty"`
 	// True when an operator had a dead letter delivered again. Later events of its
 	// order may have been delivered before.
-	Redriven      bool `protobuf:"varint,5,opt,name=redriven,proto3" json:"redriven,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Redriven bool `protobuf:"varint,5,opt,name=redriven,proto3" json:"redriven,omitempty"`
+	// In LATEST: the revisions of the order that this delivery replaces, ascending.
+	// They match the filter, are older than the delivered revision, and are not
+	// delivered by themselves; settling this delivery settles them. At most 1,000,
+	// the newest ones. Empty in EVERY_EVENT.
+	ReplacedRevisions []int64 `protobuf:"varint,6,rep,packed,name=replaced_revisions,json=replacedRevisions,proto3" json:"replaced_revisions,omitempty"`
+	// The order's newest stored revision when the delivery was sent.
+	LatestRevision int64 `protobuf:"varint,7,opt,name=latest_revision,json=latestRevision,proto3" json:"latest_revision,omitempty"`
+	// The directive of that revision. If it is HOLD or CANCEL, do not ship, whatever
+	// `event.order.directive` is.
+	LatestDirective Directive `protobuf:"varint,8,opt,name=latest_directive,json=latestDirective,proto3,enum=ordergate.v1.Directive" json:"latest_directive,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Delivery) Reset() {
@@ -1896,6 +2007,27 @@ func (x *Delivery) GetRedriven() bool {
 		return x.Redriven
 	}
 	return false
+}
+
+func (x *Delivery) GetReplacedRevisions() []int64 {
+	if x != nil {
+		return x.ReplacedRevisions
+	}
+	return nil
+}
+
+func (x *Delivery) GetLatestRevision() int64 {
+	if x != nil {
+		return x.LatestRevision
+	}
+	return 0
+}
+
+func (x *Delivery) GetLatestDirective() Directive {
+	if x != nil {
+		return x.LatestDirective
+	}
+	return Directive_DIRECTIVE_UNSPECIFIED
 }
 
 // DeliveryResults are what became of deliveries.
@@ -2415,7 +2547,8 @@ type DeadLetter struct {
 	EventId string `protobuf:"bytes,1,opt,name=event_id,json=eventId,proto3" json:"event_id,omitempty"`
 	// The order's id.
 	OrderId string `protobuf:"bytes,2,opt,name=order_id,json=orderId,proto3" json:"order_id,omitempty"`
-	// The event's place in the log.
+	// The event's place in the log. In LATEST, the place of the oldest event that the
+	// delivery replaced.
 	Sequence int64 `protobuf:"varint,3,opt,name=sequence,proto3" json:"sequence,omitempty"`
 	// What happened to the order.
 	Kind OrderEventKind `protobuf:"varint,4,opt,name=kind,proto3,enum=ordergate.v1.OrderEventKind" json:"kind,omitempty"`
@@ -2883,7 +3016,7 @@ var File_ordergate_v1_subscription_service_proto protoreflect.FileDescriptor
 
 const file_ordergate_v1_subscription_service_proto_rawDesc = "" +
 	"\n" +
-	"'ordergate/v1/subscription_service.proto\x12\fordergate.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18ordergate/v1/order.proto\x1a ordergate/v1/order_service.proto\"\xf5\x03\n" +
+	"'ordergate/v1/subscription_service.proto\x12\fordergate.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18ordergate/v1/order.proto\x1a ordergate/v1/order_service.proto\"\xad\x04\n" +
 	"\fSubscription\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x126\n" +
 	"\x06filter\x18\x02 \x01(\v2\x1e.ordergate.v1.OrderEventFilterR\x06filter\x12<\n" +
@@ -2896,7 +3029,9 @@ const file_ordergate_v1_subscription_service_proto_rawDesc = "" +
 	"\x12dead_letter_policy\x18\a \x01(\x0e2\x1e.ordergate.v1.DeadLetterPolicyR\x10deadLetterPolicy\x12;\n" +
 	"\vcreate_time\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"createTime\x125\n" +
-	"\x05stats\x18\t \x01(\v2\x1f.ordergate.v1.SubscriptionStatsR\x05stats\"\xf8\x01\n" +
+	"\x05stats\x18\t \x01(\v2\x1f.ordergate.v1.SubscriptionStatsR\x05stats\x126\n" +
+	"\bdelivery\x18\n" +
+	" \x01(\x0e2\x1a.ordergate.v1.DeliveryModeR\bdelivery\"\xf8\x01\n" +
 	"\x11SubscriptionStats\x12\x18\n" +
 	"\abacklog\x18\x01 \x01(\x03R\abacklog\x12%\n" +
 	"\x0epending_orders\x18\x02 \x01(\x03R\rpendingOrders\x12J\n" +
@@ -2917,9 +3052,10 @@ const file_ordergate_v1_subscription_service_proto_rawDesc = "" +
 	"\bposition\"\x95\x01\n" +
 	"\x19CreateSubscriptionRequest\x12>\n" +
 	"\fsubscription\x18\x01 \x01(\v2\x1a.ordergate.v1.SubscriptionR\fsubscription\x128\n" +
-	"\x05start\x18\x02 \x01(\v2\".ordergate.v1.SubscriptionPositionR\x05start\"\\\n" +
+	"\x05start\x18\x02 \x01(\v2\".ordergate.v1.SubscriptionPositionR\x05start\"x\n" +
 	"\x1aCreateSubscriptionResponse\x12>\n" +
-	"\fsubscription\x18\x01 \x01(\v2\x1a.ordergate.v1.SubscriptionR\fsubscription\"<\n" +
+	"\fsubscription\x18\x01 \x01(\v2\x1a.ordergate.v1.SubscriptionR\fsubscription\x12\x1a\n" +
+	"\bwarnings\x18\x02 \x03(\tR\bwarnings\"<\n" +
 	"\x16GetSubscriptionRequest\x12\"\n" +
 	"\fsubscription\x18\x01 \x01(\tR\fsubscription\"Y\n" +
 	"\x17GetSubscriptionResponse\x12>\n" +
@@ -2934,9 +3070,10 @@ const file_ordergate_v1_subscription_service_proto_rawDesc = "" +
 	"\x19UpdateSubscriptionRequest\x12>\n" +
 	"\fsubscription\x18\x01 \x01(\v2\x1a.ordergate.v1.SubscriptionR\fsubscription\x12;\n" +
 	"\vupdate_mask\x18\x02 \x01(\v2\x1a.google.protobuf.FieldMaskR\n" +
-	"updateMask\"\\\n" +
+	"updateMask\"x\n" +
 	"\x1aUpdateSubscriptionResponse\x12>\n" +
-	"\fsubscription\x18\x01 \x01(\v2\x1a.ordergate.v1.SubscriptionR\fsubscription\"Y\n" +
+	"\fsubscription\x18\x01 \x01(\v2\x1a.ordergate.v1.SubscriptionR\fsubscription\x12\x1a\n" +
+	"\bwarnings\x18\x02 \x03(\tR\bwarnings\"Y\n" +
 	"\x19DeleteSubscriptionRequest\x12\"\n" +
 	"\fsubscription\x18\x01 \x01(\tR\fsubscription\x12\x18\n" +
 	"\aconfirm\x18\x14 \x01(\tR\aconfirm\"\x1c\n" +
@@ -2980,18 +3117,22 @@ const file_ordergate_v1_subscription_service_proto_rawDesc = "" +
 	"\aresults\x18\x03 \x01(\v2\x1d.ordergate.v1.DeliveryResultsH\x00R\aresults\x127\n" +
 	"\theartbeat\x18\x04 \x01(\v2\x17.ordergate.v1.HeartbeatH\x00R\theartbeat\x124\n" +
 	"\bdraining\x18\x05 \x01(\v2\x16.ordergate.v1.DrainingH\x00R\bdrainingB\t\n" +
-	"\apayload\"\xa7\x01\n" +
+	"\apayload\"\xc3\x01\n" +
 	"\rConsumeOpened\x12>\n" +
 	"\fsubscription\x18\x01 \x01(\v2\x1a.ordergate.v1.SubscriptionR\fsubscription\x12\x18\n" +
 	"\acreated\x18\x02 \x01(\bR\acreated\x12<\n" +
-	"\fack_deadline\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\vackDeadline\"\xd9\x01\n" +
+	"\fack_deadline\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\vackDeadline\x12\x1a\n" +
+	"\bwarnings\x18\x04 \x03(\tR\bwarnings\"\xf5\x02\n" +
 	"\bDelivery\x12\x1f\n" +
 	"\vdelivery_id\x18\x01 \x01(\tR\n" +
 	"deliveryId\x12.\n" +
 	"\x05event\x18\x02 \x01(\v2\x18.ordergate.v1.OrderEventR\x05event\x12\x18\n" +
 	"\aattempt\x18\x03 \x01(\x05R\aattempt\x12F\n" +
 	"\x11lease_expire_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x0fleaseExpireTime\x12\x1a\n" +
-	"\bredriven\x18\x05 \x01(\bR\bredriven\"I\n" +
+	"\bredriven\x18\x05 \x01(\bR\bredriven\x12-\n" +
+	"\x12replaced_revisions\x18\x06 \x03(\x03R\x11replacedRevisions\x12'\n" +
+	"\x0flatest_revision\x18\a \x01(\x03R\x0elatestRevision\x12B\n" +
+	"\x10latest_directive\x18\b \x01(\x0e2\x17.ordergate.v1.DirectiveR\x0flatestDirective\"I\n" +
 	"\x0fDeliveryResults\x126\n" +
 	"\aresults\x18\x01 \x03(\v2\x1c.ordergate.v1.DeliveryResultR\aresults\"\xaf\x01\n" +
 	"\x0eDeliveryResult\x12\x1f\n" +
@@ -3056,7 +3197,11 @@ const file_ordergate_v1_subscription_service_proto_rawDesc = "" +
 	"\tevent_ids\x18\x02 \x03(\tR\beventIds\x12\x10\n" +
 	"\x03all\x18\x03 \x01(\bR\x03all\":\n" +
 	"\x1aDiscardDeadLettersResponse\x12\x1c\n" +
-	"\tdiscarded\x18\x01 \x01(\x05R\tdiscarded*q\n" +
+	"\tdiscarded\x18\x01 \x01(\x05R\tdiscarded*f\n" +
+	"\fDeliveryMode\x12\x1d\n" +
+	"\x19DELIVERY_MODE_UNSPECIFIED\x10\x00\x12\x18\n" +
+	"\x14DELIVERY_MODE_LATEST\x10\x01\x12\x1d\n" +
+	"\x19DELIVERY_MODE_EVERY_EVENT\x10\x02*q\n" +
 	"\x10DeadLetterPolicy\x12\"\n" +
 	"\x1eDEAD_LETTER_POLICY_UNSPECIFIED\x10\x00\x12\x1c\n" +
 	"\x18DEAD_LETTER_POLICY_BLOCK\x10\x01\x12\x1b\n" +
@@ -3106,146 +3251,150 @@ func file_ordergate_v1_subscription_service_proto_rawDescGZIP() []byte {
 	return file_ordergate_v1_subscription_service_proto_rawDescData
 }
 
-var file_ordergate_v1_subscription_service_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
+var file_ordergate_v1_subscription_service_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
 var file_ordergate_v1_subscription_service_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
 var file_ordergate_v1_subscription_service_proto_goTypes = []any{
-	(DeadLetterPolicy)(0),              // 0: ordergate.v1.DeadLetterPolicy
-	(NackAction)(0),                    // 1: ordergate.v1.NackAction
-	(DeliveryResultCode)(0),            // 2: ordergate.v1.DeliveryResultCode
-	(DeadLetterReason)(0),              // 3: ordergate.v1.DeadLetterReason
-	(*Subscription)(nil),               // 4: ordergate.v1.Subscription
-	(*SubscriptionStats)(nil),          // 5: ordergate.v1.SubscriptionStats
-	(*ClientStats)(nil),                // 6: ordergate.v1.ClientStats
-	(*SubscriptionPosition)(nil),       // 7: ordergate.v1.SubscriptionPosition
-	(*CreateSubscriptionRequest)(nil),  // 8: ordergate.v1.CreateSubscriptionRequest
-	(*CreateSubscriptionResponse)(nil), // 9: ordergate.v1.CreateSubscriptionResponse
-	(*GetSubscriptionRequest)(nil),     // 10: ordergate.v1.GetSubscriptionRequest
-	(*GetSubscriptionResponse)(nil),    // 11: ordergate.v1.GetSubscriptionResponse
-	(*ListSubscriptionsRequest)(nil),   // 12: ordergate.v1.ListSubscriptionsRequest
-	(*ListSubscriptionsResponse)(nil),  // 13: ordergate.v1.ListSubscriptionsResponse
-	(*UpdateSubscriptionRequest)(nil),  // 14: ordergate.v1.UpdateSubscriptionRequest
-	(*UpdateSubscriptionResponse)(nil), // 15: ordergate.v1.UpdateSubscriptionResponse
-	(*DeleteSubscriptionRequest)(nil),  // 16: ordergate.v1.DeleteSubscriptionRequest
-	(*DeleteSubscriptionResponse)(nil), // 17: ordergate.v1.DeleteSubscriptionResponse
-	(*SeekSubscriptionRequest)(nil),    // 18: ordergate.v1.SeekSubscriptionRequest
-	(*SeekSubscriptionResponse)(nil),   // 19: ordergate.v1.SeekSubscriptionResponse
-	(*ConsumeRequest)(nil),             // 20: ordergate.v1.ConsumeRequest
-	(*ConsumeOpen)(nil),                // 21: ordergate.v1.ConsumeOpen
-	(*Nack)(nil),                       // 22: ordergate.v1.Nack
-	(*Extension)(nil),                  // 23: ordergate.v1.Extension
-	(*ConsumeResponse)(nil),            // 24: ordergate.v1.ConsumeResponse
-	(*ConsumeOpened)(nil),              // 25: ordergate.v1.ConsumeOpened
-	(*Delivery)(nil),                   // 26: ordergate.v1.Delivery
-	(*DeliveryResults)(nil),            // 27: ordergate.v1.DeliveryResults
-	(*DeliveryResult)(nil),             // 28: ordergate.v1.DeliveryResult
-	(*Draining)(nil),                   // 29: ordergate.v1.Draining
-	(*PullRequest)(nil),                // 30: ordergate.v1.PullRequest
-	(*PullResponse)(nil),               // 31: ordergate.v1.PullResponse
-	(*AcknowledgeRequest)(nil),         // 32: ordergate.v1.AcknowledgeRequest
-	(*AcknowledgeResponse)(nil),        // 33: ordergate.v1.AcknowledgeResponse
-	(*ModifyAckDeadlineRequest)(nil),   // 34: ordergate.v1.ModifyAckDeadlineRequest
-	(*ModifyAckDeadlineResponse)(nil),  // 35: ordergate.v1.ModifyAckDeadlineResponse
-	(*DeadLetter)(nil),                 // 36: ordergate.v1.DeadLetter
-	(*ListDeadLettersRequest)(nil),     // 37: ordergate.v1.ListDeadLettersRequest
-	(*ListDeadLettersResponse)(nil),    // 38: ordergate.v1.ListDeadLettersResponse
-	(*RedriveDeadLettersRequest)(nil),  // 39: ordergate.v1.RedriveDeadLettersRequest
-	(*RedriveDeadLettersResponse)(nil), // 40: ordergate.v1.RedriveDeadLettersResponse
-	(*DiscardDeadLettersRequest)(nil),  // 41: ordergate.v1.DiscardDeadLettersRequest
-	(*DiscardDeadLettersResponse)(nil), // 42: ordergate.v1.DiscardDeadLettersResponse
-	(*OrderEventFilter)(nil),           // 43: ordergate.v1.OrderEventFilter
-	(*durationpb.Duration)(nil),        // 44: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),      // 45: google.protobuf.Timestamp
-	(*fieldmaskpb.FieldMask)(nil),      // 46: google.protobuf.FieldMask
-	(*Heartbeat)(nil),                  // 47: ordergate.v1.Heartbeat
-	(*OrderEvent)(nil),                 // 48: ordergate.v1.OrderEvent
-	(OrderEventKind)(0),                // 49: ordergate.v1.OrderEventKind
+	(DeliveryMode)(0),                  // 0: ordergate.v1.DeliveryMode
+	(DeadLetterPolicy)(0),              // 1: ordergate.v1.DeadLetterPolicy
+	(NackAction)(0),                    // 2: ordergate.v1.NackAction
+	(DeliveryResultCode)(0),            // 3: ordergate.v1.DeliveryResultCode
+	(DeadLetterReason)(0),              // 4: ordergate.v1.DeadLetterReason
+	(*Subscription)(nil),               // 5: ordergate.v1.Subscription
+	(*SubscriptionStats)(nil),          // 6: ordergate.v1.SubscriptionStats
+	(*ClientStats)(nil),                // 7: ordergate.v1.ClientStats
+	(*SubscriptionPosition)(nil),       // 8: ordergate.v1.SubscriptionPosition
+	(*CreateSubscriptionRequest)(nil),  // 9: ordergate.v1.CreateSubscriptionRequest
+	(*CreateSubscriptionResponse)(nil), // 10: ordergate.v1.CreateSubscriptionResponse
+	(*GetSubscriptionRequest)(nil),     // 11: ordergate.v1.GetSubscriptionRequest
+	(*GetSubscriptionResponse)(nil),    // 12: ordergate.v1.GetSubscriptionResponse
+	(*ListSubscriptionsRequest)(nil),   // 13: ordergate.v1.ListSubscriptionsRequest
+	(*ListSubscriptionsResponse)(nil),  // 14: ordergate.v1.ListSubscriptionsResponse
+	(*UpdateSubscriptionRequest)(nil),  // 15: ordergate.v1.UpdateSubscriptionRequest
+	(*UpdateSubscriptionResponse)(nil), // 16: ordergate.v1.UpdateSubscriptionResponse
+	(*DeleteSubscriptionRequest)(nil),  // 17: ordergate.v1.DeleteSubscriptionRequest
+	(*DeleteSubscriptionResponse)(nil), // 18: ordergate.v1.DeleteSubscriptionResponse
+	(*SeekSubscriptionRequest)(nil),    // 19: ordergate.v1.SeekSubscriptionRequest
+	(*SeekSubscriptionResponse)(nil),   // 20: ordergate.v1.SeekSubscriptionResponse
+	(*ConsumeRequest)(nil),             // 21: ordergate.v1.ConsumeRequest
+	(*ConsumeOpen)(nil),                // 22: ordergate.v1.ConsumeOpen
+	(*Nack)(nil),                       // 23: ordergate.v1.Nack
+	(*Extension)(nil),                  // 24: ordergate.v1.Extension
+	(*ConsumeResponse)(nil),            // 25: ordergate.v1.ConsumeResponse
+	(*ConsumeOpened)(nil),              // 26: ordergate.v1.ConsumeOpened
+	(*Delivery)(nil),                   // 27: ordergate.v1.Delivery
+	(*DeliveryResults)(nil),            // 28: ordergate.v1.DeliveryResults
+	(*DeliveryResult)(nil),             // 29: ordergate.v1.DeliveryResult
+	(*Draining)(nil),                   // 30: ordergate.v1.Draining
+	(*PullRequest)(nil),                // 31: ordergate.v1.PullRequest
+	(*PullResponse)(nil),               // 32: ordergate.v1.PullResponse
+	(*AcknowledgeRequest)(nil),         // 33: ordergate.v1.AcknowledgeRequest
+	(*AcknowledgeResponse)(nil),        // 34: ordergate.v1.AcknowledgeResponse
+	(*ModifyAckDeadlineRequest)(nil),   // 35: ordergate.v1.ModifyAckDeadlineRequest
+	(*ModifyAckDeadlineResponse)(nil),  // 36: ordergate.v1.ModifyAckDeadlineResponse
+	(*DeadLetter)(nil),                 // 37: ordergate.v1.DeadLetter
+	(*ListDeadLettersRequest)(nil),     // 38: ordergate.v1.ListDeadLettersRequest
+	(*ListDeadLettersResponse)(nil),    // 39: ordergate.v1.ListDeadLettersResponse
+	(*RedriveDeadLettersRequest)(nil),  // 40: ordergate.v1.RedriveDeadLettersRequest
+	(*RedriveDeadLettersResponse)(nil), // 41: ordergate.v1.RedriveDeadLettersResponse
+	(*DiscardDeadLettersRequest)(nil),  // 42: ordergate.v1.DiscardDeadLettersRequest
+	(*DiscardDeadLettersResponse)(nil), // 43: ordergate.v1.DiscardDeadLettersResponse
+	(*OrderEventFilter)(nil),           // 44: ordergate.v1.OrderEventFilter
+	(*durationpb.Duration)(nil),        // 45: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),      // 46: google.protobuf.Timestamp
+	(*fieldmaskpb.FieldMask)(nil),      // 47: google.protobuf.FieldMask
+	(*Heartbeat)(nil),                  // 48: ordergate.v1.Heartbeat
+	(*OrderEvent)(nil),                 // 49: ordergate.v1.OrderEvent
+	(Directive)(0),                     // 50: ordergate.v1.Directive
+	(OrderEventKind)(0),                // 51: ordergate.v1.OrderEventKind
 }
 var file_ordergate_v1_subscription_service_proto_depIdxs = []int32{
-	43, // 0: ordergate.v1.Subscription.filter:type_name -> ordergate.v1.OrderEventFilter
-	44, // 1: ordergate.v1.Subscription.ack_deadline:type_name -> google.protobuf.Duration
-	44, // 2: ordergate.v1.Subscription.min_backoff:type_name -> google.protobuf.Duration
-	44, // 3: ordergate.v1.Subscription.max_backoff:type_name -> google.protobuf.Duration
-	0,  // 4: ordergate.v1.Subscription.dead_letter_policy:type_name -> ordergate.v1.DeadLetterPolicy
-	45, // 5: ordergate.v1.Subscription.create_time:type_name -> google.protobuf.Timestamp
-	5,  // 6: ordergate.v1.Subscription.stats:type_name -> ordergate.v1.SubscriptionStats
-	45, // 7: ordergate.v1.SubscriptionStats.oldest_unacked_time:type_name -> google.protobuf.Timestamp
-	6,  // 8: ordergate.v1.SubscriptionStats.clients:type_name -> ordergate.v1.ClientStats
-	45, // 9: ordergate.v1.SubscriptionPosition.time:type_name -> google.protobuf.Timestamp
-	4,  // 10: ordergate.v1.CreateSubscriptionRequest.subscription:type_name -> ordergate.v1.Subscription
-	7,  // 11: ordergate.v1.CreateSubscriptionRequest.start:type_name -> ordergate.v1.SubscriptionPosition
-	4,  // 12: ordergate.v1.CreateSubscriptionResponse.subscription:type_name -> ordergate.v1.Subscription
-	4,  // 13: ordergate.v1.GetSubscriptionResponse.subscription:type_name -> ordergate.v1.Subscription
-	4,  // 14: ordergate.v1.ListSubscriptionsResponse.subscriptions:type_name -> ordergate.v1.Subscription
-	4,  // 15: ordergate.v1.UpdateSubscriptionRequest.subscription:type_name -> ordergate.v1.Subscription
-	46, // 16: ordergate.v1.UpdateSubscriptionRequest.update_mask:type_name -> google.protobuf.FieldMask
-	4,  // 17: ordergate.v1.UpdateSubscriptionResponse.subscription:type_name -> ordergate.v1.Subscription
-	7,  // 18: ordergate.v1.SeekSubscriptionRequest.position:type_name -> ordergate.v1.SubscriptionPosition
-	4,  // 19: ordergate.v1.SeekSubscriptionResponse.subscription:type_name -> ordergate.v1.Subscription
-	21, // 20: ordergate.v1.ConsumeRequest.open:type_name -> ordergate.v1.ConsumeOpen
-	22, // 21: ordergate.v1.ConsumeRequest.nacks:type_name -> ordergate.v1.Nack
-	23, // 22: ordergate.v1.ConsumeRequest.extensions:type_name -> ordergate.v1.Extension
-	44, // 23: ordergate.v1.ConsumeOpen.ack_deadline:type_name -> google.protobuf.Duration
-	44, // 24: ordergate.v1.ConsumeOpen.heartbeat_interval:type_name -> google.protobuf.Duration
-	4,  // 25: ordergate.v1.ConsumeOpen.create:type_name -> ordergate.v1.Subscription
-	7,  // 26: ordergate.v1.ConsumeOpen.start:type_name -> ordergate.v1.SubscriptionPosition
-	1,  // 27: ordergate.v1.Nack.action:type_name -> ordergate.v1.NackAction
-	44, // 28: ordergate.v1.Nack.delay:type_name -> google.protobuf.Duration
-	44, // 29: ordergate.v1.Extension.ack_deadline:type_name -> google.protobuf.Duration
-	25, // 30: ordergate.v1.ConsumeResponse.opened:type_name -> ordergate.v1.ConsumeOpened
-	26, // 31: ordergate.v1.ConsumeResponse.delivery:type_name -> ordergate.v1.Delivery
-	27, // 32: ordergate.v1.ConsumeResponse.results:type_name -> ordergate.v1.DeliveryResults
-	47, // 33: ordergate.v1.ConsumeResponse.heartbeat:type_name -> ordergate.v1.Heartbeat
-	29, // 34: ordergate.v1.ConsumeResponse.draining:type_name -> ordergate.v1.Draining
-	4,  // 35: ordergate.v1.ConsumeOpened.subscription:type_name -> ordergate.v1.Subscription
-	44, // 36: ordergate.v1.ConsumeOpened.ack_deadline:type_name -> google.protobuf.Duration
-	48, // 37: ordergate.v1.Delivery.event:type_name -> ordergate.v1.OrderEvent
-	45, // 38: ordergate.v1.Delivery.lease_expire_time:type_name -> google.protobuf.Timestamp
-	28, // 39: ordergate.v1.DeliveryResults.results:type_name -> ordergate.v1.DeliveryResult
-	2,  // 40: ordergate.v1.DeliveryResult.code:type_name -> ordergate.v1.DeliveryResultCode
-	45, // 41: ordergate.v1.DeliveryResult.lease_expire_time:type_name -> google.protobuf.Timestamp
-	45, // 42: ordergate.v1.Draining.end_time:type_name -> google.protobuf.Timestamp
-	44, // 43: ordergate.v1.PullRequest.wait:type_name -> google.protobuf.Duration
-	44, // 44: ordergate.v1.PullRequest.ack_deadline:type_name -> google.protobuf.Duration
-	26, // 45: ordergate.v1.PullResponse.deliveries:type_name -> ordergate.v1.Delivery
-	22, // 46: ordergate.v1.AcknowledgeRequest.nacks:type_name -> ordergate.v1.Nack
-	28, // 47: ordergate.v1.AcknowledgeResponse.results:type_name -> ordergate.v1.DeliveryResult
-	44, // 48: ordergate.v1.ModifyAckDeadlineRequest.ack_deadline:type_name -> google.protobuf.Duration
-	28, // 49: ordergate.v1.ModifyAckDeadlineResponse.results:type_name -> ordergate.v1.DeliveryResult
-	49, // 50: ordergate.v1.DeadLetter.kind:type_name -> ordergate.v1.OrderEventKind
-	3,  // 51: ordergate.v1.DeadLetter.reason:type_name -> ordergate.v1.DeadLetterReason
-	45, // 52: ordergate.v1.DeadLetter.dead_letter_time:type_name -> google.protobuf.Timestamp
-	36, // 53: ordergate.v1.ListDeadLettersResponse.dead_letters:type_name -> ordergate.v1.DeadLetter
-	8,  // 54: ordergate.v1.SubscriptionService.CreateSubscription:input_type -> ordergate.v1.CreateSubscriptionRequest
-	10, // 55: ordergate.v1.SubscriptionService.GetSubscription:input_type -> ordergate.v1.GetSubscriptionRequest
-	12, // 56: ordergate.v1.SubscriptionService.ListSubscriptions:input_type -> ordergate.v1.ListSubscriptionsRequest
-	14, // 57: ordergate.v1.SubscriptionService.UpdateSubscription:input_type -> ordergate.v1.UpdateSubscriptionRequest
-	16, // 58: ordergate.v1.SubscriptionService.DeleteSubscription:input_type -> ordergate.v1.DeleteSubscriptionRequest
-	18, // 59: ordergate.v1.SubscriptionService.SeekSubscription:input_type -> ordergate.v1.SeekSubscriptionRequest
-	20, // 60: ordergate.v1.SubscriptionService.Consume:input_type -> ordergate.v1.ConsumeRequest
-	30, // 61: ordergate.v1.SubscriptionService.Pull:input_type -> ordergate.v1.PullRequest
-	32, // 62: ordergate.v1.SubscriptionService.Acknowledge:input_type -> ordergate.v1.AcknowledgeRequest
-	34, // 63: ordergate.v1.SubscriptionService.ModifyAckDeadline:input_type -> ordergate.v1.ModifyAckDeadlineRequest
-	37, // 64: ordergate.v1.SubscriptionService.ListDeadLetters:input_type -> ordergate.v1.ListDeadLettersRequest
-	39, // 65: ordergate.v1.SubscriptionService.RedriveDeadLetters:input_type -> ordergate.v1.RedriveDeadLettersRequest
-	41, // 66: ordergate.v1.SubscriptionService.DiscardDeadLetters:input_type -> ordergate.v1.DiscardDeadLettersRequest
-	9,  // 67: ordergate.v1.SubscriptionService.CreateSubscription:output_type -> ordergate.v1.CreateSubscriptionResponse
-	11, // 68: ordergate.v1.SubscriptionService.GetSubscription:output_type -> ordergate.v1.GetSubscriptionResponse
-	13, // 69: ordergate.v1.SubscriptionService.ListSubscriptions:output_type -> ordergate.v1.ListSubscriptionsResponse
-	15, // 70: ordergate.v1.SubscriptionService.UpdateSubscription:output_type -> ordergate.v1.UpdateSubscriptionResponse
-	17, // 71: ordergate.v1.SubscriptionService.DeleteSubscription:output_type -> ordergate.v1.DeleteSubscriptionResponse
-	19, // 72: ordergate.v1.SubscriptionService.SeekSubscription:output_type -> ordergate.v1.SeekSubscriptionResponse
-	24, // 73: ordergate.v1.SubscriptionService.Consume:output_type -> ordergate.v1.ConsumeResponse
-	31, // 74: ordergate.v1.SubscriptionService.Pull:output_type -> ordergate.v1.PullResponse
-	33, // 75: ordergate.v1.SubscriptionService.Acknowledge:output_type -> ordergate.v1.AcknowledgeResponse
-	35, // 76: ordergate.v1.SubscriptionService.ModifyAckDeadline:output_type -> ordergate.v1.ModifyAckDeadlineResponse
-	38, // 77: ordergate.v1.SubscriptionService.ListDeadLetters:output_type -> ordergate.v1.ListDeadLettersResponse
-	40, // 78: ordergate.v1.SubscriptionService.RedriveDeadLetters:output_type -> ordergate.v1.RedriveDeadLettersResponse
-	42, // 79: ordergate.v1.SubscriptionService.DiscardDeadLetters:output_type -> ordergate.v1.DiscardDeadLettersResponse
-	67, // [67:80] is the sub-list for method output_type
-	54, // [54:67] is the sub-list for method input_type
-	54, // [54:54] is the sub-list for extension type_name
-	54, // [54:54] is the sub-list for extension extendee
-	0,  // [0:54] is the sub-list for field type_name
+	44, // 0: ordergate.v1.Subscription.filter:type_name -> ordergate.v1.OrderEventFilter
+	45, // 1: ordergate.v1.Subscription.ack_deadline:type_name -> google.protobuf.Duration
+	45, // 2: ordergate.v1.Subscription.min_backoff:type_name -> google.protobuf.Duration
+	45, // 3: ordergate.v1.Subscription.max_backoff:type_name -> google.protobuf.Duration
+	1,  // 4: ordergate.v1.Subscription.dead_letter_policy:type_name -> ordergate.v1.DeadLetterPolicy
+	46, // 5: ordergate.v1.Subscription.create_time:type_name -> google.protobuf.Timestamp
+	6,  // 6: ordergate.v1.Subscription.stats:type_name -> ordergate.v1.SubscriptionStats
+	0,  // 7: ordergate.v1.Subscription.delivery:type_name -> ordergate.v1.DeliveryMode
+	46, // 8: ordergate.v1.SubscriptionStats.oldest_unacked_time:type_name -> google.protobuf.Timestamp
+	7,  // 9: ordergate.v1.SubscriptionStats.clients:type_name -> ordergate.v1.ClientStats
+	46, // 10: ordergate.v1.SubscriptionPosition.time:type_name -> google.protobuf.Timestamp
+	5,  // 11: ordergate.v1.CreateSubscriptionRequest.subscription:type_name -> ordergate.v1.Subscription
+	8,  // 12: ordergate.v1.CreateSubscriptionRequest.start:type_name -> ordergate.v1.SubscriptionPosition
+	5,  // 13: ordergate.v1.CreateSubscriptionResponse.subscription:type_name -> ordergate.v1.Subscription
+	5,  // 14: ordergate.v1.GetSubscriptionResponse.subscription:type_name -> ordergate.v1.Subscription
+	5,  // 15: ordergate.v1.ListSubscriptionsResponse.subscriptions:type_name -> ordergate.v1.Subscription
+	5,  // 16: ordergate.v1.UpdateSubscriptionRequest.subscription:type_name -> ordergate.v1.Subscription
+	47, // 17: ordergate.v1.UpdateSubscriptionRequest.update_mask:type_name -> google.protobuf.FieldMask
+	5,  // 18: ordergate.v1.UpdateSubscriptionResponse.subscription:type_name -> ordergate.v1.Subscription
+	8,  // 19: ordergate.v1.SeekSubscriptionRequest.position:type_name -> ordergate.v1.SubscriptionPosition
+	5,  // 20: ordergate.v1.SeekSubscriptionResponse.subscription:type_name -> ordergate.v1.Subscription
+	22, // 21: ordergate.v1.ConsumeRequest.open:type_name -> ordergate.v1.ConsumeOpen
+	23, // 22: ordergate.v1.ConsumeRequest.nacks:type_name -> ordergate.v1.Nack
+	24, // 23: ordergate.v1.ConsumeRequest.extensions:type_name -> ordergate.v1.Extension
+	45, // 24: ordergate.v1.ConsumeOpen.ack_deadline:type_name -> google.protobuf.Duration
+	45, // 25: ordergate.v1.ConsumeOpen.heartbeat_interval:type_name -> google.protobuf.Duration
+	5,  // 26: ordergate.v1.ConsumeOpen.create:type_name -> ordergate.v1.Subscription
+	8,  // 27: ordergate.v1.ConsumeOpen.start:type_name -> ordergate.v1.SubscriptionPosition
+	2,  // 28: ordergate.v1.Nack.action:type_name -> ordergate.v1.NackAction
+	45, // 29: ordergate.v1.Nack.delay:type_name -> google.protobuf.Duration
+	45, // 30: ordergate.v1.Extension.ack_deadline:type_name -> google.protobuf.Duration
+	26, // 31: ordergate.v1.ConsumeResponse.opened:type_name -> ordergate.v1.ConsumeOpened
+	27, // 32: ordergate.v1.ConsumeResponse.delivery:type_name -> ordergate.v1.Delivery
+	28, // 33: ordergate.v1.ConsumeResponse.results:type_name -> ordergate.v1.DeliveryResults
+	48, // 34: ordergate.v1.ConsumeResponse.heartbeat:type_name -> ordergate.v1.Heartbeat
+	30, // 35: ordergate.v1.ConsumeResponse.draining:type_name -> ordergate.v1.Draining
+	5,  // 36: ordergate.v1.ConsumeOpened.subscription:type_name -> ordergate.v1.Subscription
+	45, // 37: ordergate.v1.ConsumeOpened.ack_deadline:type_name -> google.protobuf.Duration
+	49, // 38: ordergate.v1.Delivery.event:type_name -> ordergate.v1.OrderEvent
+	46, // 39: ordergate.v1.Delivery.lease_expire_time:type_name -> google.protobuf.Timestamp
+	50, // 40: ordergate.v1.Delivery.latest_directive:type_name -> ordergate.v1.Directive
+	29, // 41: ordergate.v1.DeliveryResults.results:type_name -> ordergate.v1.DeliveryResult
+	3,  // 42: ordergate.v1.DeliveryResult.code:type_name -> ordergate.v1.DeliveryResultCode
+	46, // 43: ordergate.v1.DeliveryResult.lease_expire_time:type_name -> google.protobuf.Timestamp
+	46, // 44: ordergate.v1.Draining.end_time:type_name -> google.protobuf.Timestamp
+	45, // 45: ordergate.v1.PullRequest.wait:type_name -> google.protobuf.Duration
+	45, // 46: ordergate.v1.PullRequest.ack_deadline:type_name -> google.protobuf.Duration
+	27, // 47: ordergate.v1.PullResponse.deliveries:type_name -> ordergate.v1.Delivery
+	23, // 48: ordergate.v1.AcknowledgeRequest.nacks:type_name -> ordergate.v1.Nack
+	29, // 49: ordergate.v1.AcknowledgeResponse.results:type_name -> ordergate.v1.DeliveryResult
+	45, // 50: ordergate.v1.ModifyAckDeadlineRequest.ack_deadline:type_name -> google.protobuf.Duration
+	29, // 51: ordergate.v1.ModifyAckDeadlineResponse.results:type_name -> ordergate.v1.DeliveryResult
+	51, // 52: ordergate.v1.DeadLetter.kind:type_name -> ordergate.v1.OrderEventKind
+	4,  // 53: ordergate.v1.DeadLetter.reason:type_name -> ordergate.v1.DeadLetterReason
+	46, // 54: ordergate.v1.DeadLetter.dead_letter_time:type_name -> google.protobuf.Timestamp
+	37, // 55: ordergate.v1.ListDeadLettersResponse.dead_letters:type_name -> ordergate.v1.DeadLetter
+	9,  // 56: ordergate.v1.SubscriptionService.CreateSubscription:input_type -> ordergate.v1.CreateSubscriptionRequest
+	11, // 57: ordergate.v1.SubscriptionService.GetSubscription:input_type -> ordergate.v1.GetSubscriptionRequest
+	13, // 58: ordergate.v1.SubscriptionService.ListSubscriptions:input_type -> ordergate.v1.ListSubscriptionsRequest
+	15, // 59: ordergate.v1.SubscriptionService.UpdateSubscription:input_type -> ordergate.v1.UpdateSubscriptionRequest
+	17, // 60: ordergate.v1.SubscriptionService.DeleteSubscription:input_type -> ordergate.v1.DeleteSubscriptionRequest
+	19, // 61: ordergate.v1.SubscriptionService.SeekSubscription:input_type -> ordergate.v1.SeekSubscriptionRequest
+	21, // 62: ordergate.v1.SubscriptionService.Consume:input_type -> ordergate.v1.ConsumeRequest
+	31, // 63: ordergate.v1.SubscriptionService.Pull:input_type -> ordergate.v1.PullRequest
+	33, // 64: ordergate.v1.SubscriptionService.Acknowledge:input_type -> ordergate.v1.AcknowledgeRequest
+	35, // 65: ordergate.v1.SubscriptionService.ModifyAckDeadline:input_type -> ordergate.v1.ModifyAckDeadlineRequest
+	38, // 66: ordergate.v1.SubscriptionService.ListDeadLetters:input_type -> ordergate.v1.ListDeadLettersRequest
+	40, // 67: ordergate.v1.SubscriptionService.RedriveDeadLetters:input_type -> ordergate.v1.RedriveDeadLettersRequest
+	42, // 68: ordergate.v1.SubscriptionService.DiscardDeadLetters:input_type -> ordergate.v1.DiscardDeadLettersRequest
+	10, // 69: ordergate.v1.SubscriptionService.CreateSubscription:output_type -> ordergate.v1.CreateSubscriptionResponse
+	12, // 70: ordergate.v1.SubscriptionService.GetSubscription:output_type -> ordergate.v1.GetSubscriptionResponse
+	14, // 71: ordergate.v1.SubscriptionService.ListSubscriptions:output_type -> ordergate.v1.ListSubscriptionsResponse
+	16, // 72: ordergate.v1.SubscriptionService.UpdateSubscription:output_type -> ordergate.v1.UpdateSubscriptionResponse
+	18, // 73: ordergate.v1.SubscriptionService.DeleteSubscription:output_type -> ordergate.v1.DeleteSubscriptionResponse
+	20, // 74: ordergate.v1.SubscriptionService.SeekSubscription:output_type -> ordergate.v1.SeekSubscriptionResponse
+	25, // 75: ordergate.v1.SubscriptionService.Consume:output_type -> ordergate.v1.ConsumeResponse
+	32, // 76: ordergate.v1.SubscriptionService.Pull:output_type -> ordergate.v1.PullResponse
+	34, // 77: ordergate.v1.SubscriptionService.Acknowledge:output_type -> ordergate.v1.AcknowledgeResponse
+	36, // 78: ordergate.v1.SubscriptionService.ModifyAckDeadline:output_type -> ordergate.v1.ModifyAckDeadlineResponse
+	39, // 79: ordergate.v1.SubscriptionService.ListDeadLetters:output_type -> ordergate.v1.ListDeadLettersResponse
+	41, // 80: ordergate.v1.SubscriptionService.RedriveDeadLetters:output_type -> ordergate.v1.RedriveDeadLettersResponse
+	43, // 81: ordergate.v1.SubscriptionService.DiscardDeadLetters:output_type -> ordergate.v1.DiscardDeadLettersResponse
+	69, // [69:82] is the sub-list for method output_type
+	56, // [56:69] is the sub-list for method input_type
+	56, // [56:56] is the sub-list for extension type_name
+	56, // [56:56] is the sub-list for extension extendee
+	0,  // [0:56] is the sub-list for field type_name
 }
 
 func init() { file_ordergate_v1_subscription_service_proto_init() }
@@ -3273,7 +3422,7 @@ func file_ordergate_v1_subscription_service_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_ordergate_v1_subscription_service_proto_rawDesc), len(file_ordergate_v1_subscription_service_proto_rawDesc)),
-			NumEnums:      4,
+			NumEnums:      5,
 			NumMessages:   39,
 			NumExtensions: 0,
 			NumServices:   1,

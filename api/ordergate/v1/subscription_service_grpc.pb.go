@@ -52,6 +52,11 @@ const (
 // not come again, unless a power cut takes the last moments from the gateway's
 // disk. Make what you do on an event idempotent by its id.
 //
+// Each order is delivered in one of two modes. In LATEST, the default, a worker
+// receives an order's newest stored revision in place of all its pending events,
+// so that it never receives a SHIP for an order that has since been held or
+// canceled. In EVERY_EVENT it receives each event.
+//
 // Every error carries a google.rpc.ErrorInfo of the domain `ordergate`; its
 // reasons are UNAUTHENTICATED, PERMISSION_DENIED, INVALID_REQUEST,
 // PAGE_TOKEN_INVALID, RESUME_TOKEN_INVALID,
@@ -112,7 +117,8 @@ type SubscriptionServiceClient interface {
 	// ListDeadLetters lists the dead letters of a subscription, in the order of
 	// their events.
 	ListDeadLetters(ctx context.Context, in *ListDeadLettersRequest, opts ...grpc.CallOption) (*ListDeadLettersResponse, error)
-	// RedriveDeadLetters has dead letters delivered again: with their attempts
+	// RedriveDeadLetters has dead letters delivered again, in LATEST as the order's
+	// newest revision: with their attempts
 	// counted anew, marked as redriven, and when nothing else of their orders is
 	// out; before the order's later events as far as these have not been delivered.
 	// NOT_FOUND (DEAD_LETTER_NOT_FOUND) when one of the named ones is none; then
@@ -280,6 +286,11 @@ func (c *subscriptionServiceClient) DiscardDeadLetters(ctx context.Context, in *
 // not come again, unless a power cut takes the last moments from the gateway's
 // disk. Make what you do on an event idempotent by its id.
 //
+// Each order is delivered in one of two modes. In LATEST, the default, a worker
+// receives an order's newest stored revision in place of all its pending events,
+// so that it never receives a SHIP for an order that has since been held or
+// canceled. In EVERY_EVENT it receives each event.
+//
 // Every error carries a google.rpc.ErrorInfo of the domain `ordergate`; its
 // reasons are UNAUTHENTICATED, PERMISSION_DENIED, INVALID_REQUEST,
 // PAGE_TOKEN_INVALID, RESUME_TOKEN_INVALID,
@@ -340,7 +351,8 @@ type SubscriptionServiceServer interface {
 	// ListDeadLetters lists the dead letters of a subscription, in the order of
 	// their events.
 	ListDeadLetters(context.Context, *ListDeadLettersRequest) (*ListDeadLettersResponse, error)
-	// RedriveDeadLetters has dead letters delivered again: with their attempts
+	// RedriveDeadLetters has dead letters delivered again, in LATEST as the order's
+	// newest revision: with their attempts
 	// counted anew, marked as redriven, and when nothing else of their orders is
 	// out; before the order's later events as far as these have not been delivered.
 	// NOT_FOUND (DEAD_LETTER_NOT_FOUND) when one of the named ones is none; then
