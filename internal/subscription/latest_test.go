@@ -134,6 +134,22 @@ func TestLatestAckAfterRestart(t *testing.T) {
 	b.work()
 	b.want("when they are read", b.ack(out[0]), "OK")
 	b.wantReplacing("the rest", w)
+
+	b.q = newQueue("uid", old.settings, 3)
+	b.q.position = 2 // the events up to there were settled, and the others are still to come
+	b.want("when some are still to come", b.ack(out[0]), "UNKNOWN")
+}
+
+// A delivery that was not sent is no attempt.
+func TestRecallIsNoAttempt(t *testing.T) {
+	b := newLatestBench(t)
+	b.store("a")
+	pull := &Worker{signal: make(chan struct{}, 1), ackDeadline: 30 * time.Second, limit: 1, limitBytes: 1 << 20}
+	b.q.attach(pull, "", 10, 1<<20)
+	b.q.recall(b.take(pull)[0].ID, b.now)
+	if out := b.take(pull); len(out) != 1 || out[0].Attempt != 1 {
+		t.Errorf("after the recall: %+v", out)
+	}
 }
 
 func TestLatestLeavesOutWhatTheFilterExcludes(t *testing.T) {

@@ -224,10 +224,10 @@ func (w *world) read() {
 			continue
 		}
 		if w.random.IntN(3) == 0 { // other things happen while the log is read
-			if w.random.IntN(2) == 0 {
+			for range w.random.IntN(3) {
 				w.append()
 			}
-			w.readOn(2)
+			w.readOn(w.random.IntN(20))
 			w.settle()
 			w.q.tick(w.now)
 		}
