@@ -94,15 +94,49 @@ type Manager struct {
 	stop       context.CancelFunc
 	background sync.WaitGroup
 
-	mu     sync.Mutex // held while a subscription is loaded, made, changed or removed
-	loaded map[string]*Subscription
-	closed bool
+	// mu guards the fields below. It is never held during a read or write of the log: the lock of
+	// a name is, which delays nobody but those who want to load or change that subscription.
+	mu      sync.Mutex
+	loaded  map[string]*Subscription
+	busy    map[string]chan struct{} // closed when the lock of the name is free
+	count   int                      // of subscriptions, as of counted
+	counted time.Time
+	closed  bool
+}
+
+// countInterval is the age at which the number of subscriptions is counted again: other gateways
+// make and delete some.
+const countInterval = time.Minute
+
+// lock takes the lock of a name.
+func (m *Manager) lock(ctx context.Context, name string) (unlock func(), err error) {
+	for {
+		m.mu.Lock()
+		taken := m.busy[name]
+		if taken == nil {
+			free := make(chan struct{})
+			m.busy[name] = free
+			m.mu.Unlock()
+			return func() {
+				m.mu.Lock()
+				defer m.mu.Unlock()
+				delete(m.busy, name)
+				close(free)
+			}, nil
+		}
+		m.mu.Unlock()
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-taken:
+		}
+	}
 }
 
 // New returns the manager of a log's subscriptions. Each is loaded when it is
 // first asked for.
 func New(log *eventlog.Log, logger *slog.Logger) *Manager {
-	m := &Manager{log: log, logger: logger, life: rand.Uint64(), loaded: map[string]*Subscription{}}
+	m := &Manager{log: log, logger: logger, life: rand.Uint64(), loaded: map[string]*Subscription{}, busy: map[string]chan struct{}{}}
 	ctx, stop := context.WithCancel(context.Background())
 	m.stop = stop
 	m.background.Go(func() { m.watchLog(ctx) })
@@ -123,11 +157,9 @@ func (m *Manager) watchLog(ctx context.Context) {
 			m.dropAll()
 		default:
 			known = times
-			m.mu.Lock()
-			for _, s := range m.loaded {
+			for _, s := range m.all() {
 				s.update(func(q *queue, _ time.Time) { q.doubt() })
 			}
-			m.mu.Unlock()
 		}
 		select {
 		case <-ctx.Done():
@@ -142,14 +174,21 @@ func (m *Manager) Close() {
 	m.stop()
 	m.background.Wait()
 	m.mu.Lock()
-	defer m.mu.Unlock()
 	m.closed = true
+	m.mu.Unlock()
 	var ending errgroup.Group
 	ending.SetLimit(loadReads)
-	for _, s := range m.loaded {
+	for _, s := range m.all() {
 		ending.Go(func() error { s.end(ErrClosed); return nil })
 	}
 	_ = ending.Wait() // it has no errors
+}
+
+// all returns the subscriptions that are loaded.
+func (m *Manager) all() []*Subscription {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Collect(maps.Values(m.loaded))
 }
 
 // storedSubscription is what is kept of a subscription's settings.
@@ -163,17 +202,19 @@ func (m *Manager) settings() eventlog.Bucket { return m.log.Bucket(eventlog.Subs
 // Create makes a subscription that begins behind a sequence of the log. Its
 // settings must be valid; those that are not set get their defaults.
 func (m *Manager) Create(ctx context.Context, settings *ordergatev1.Subscription, after uint64) (*Subscription, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	names, err := m.settings().Keys(ctx)
-	exists := fmt.Errorf("%w: %s", ErrExists, settings.GetName())
-	switch {
-	case err != nil:
+	unlock, err := m.lock(ctx, settings.GetName())
+	if err != nil {
 		return nil, err
-	case slices.Contains(names, settings.GetName()):
+	}
+	defer unlock()
+	exists := fmt.Errorf("%w: %s", ErrExists, settings.GetName())
+	if _, err := m.settings().Get(ctx, settings.GetName()); err == nil {
 		return nil, exists
-	case len(names) >= maxSubscriptions:
-		return nil, ErrTooMany
+	} else if !errors.Is(err, eventlog.ErrNotFound) {
+		return nil, err
+	}
+	if err := m.reserve(ctx); err != nil {
+		return nil, err
 	}
 	settings = withDefaults(settings)
 	settings.CreateTime = timestamppb.Now()
@@ -202,6 +243,29 @@ func (m *Manager) Create(ctx context.Context, settings *ordergatev1.Subscription
 		return nil, err
 	}
 	return m.load(ctx, settings.GetName())
+}
+
+// reserve counts one subscription more, or fails with ErrTooMany.
+func (m *Manager) reserve(ctx context.Context) error {
+	m.mu.Lock()
+	current := time.Since(m.counted) < countInterval
+	m.mu.Unlock()
+	if !current {
+		names, err := m.settings().Keys(ctx)
+		if err != nil {
+			return err
+		}
+		m.mu.Lock()
+		m.count, m.counted = len(names), time.Now()
+		m.mu.Unlock()
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.count >= maxSubscriptions {
+		return ErrTooMany
+	}
+	m.count++
+	return nil
 }
 
 func encodeSettings(uid string, settings *ordergatev1.Subscription) ([]byte, error) {
@@ -243,9 +307,33 @@ func withDefaults(settings *ordergatev1.Subscription) *ordergatev1.Subscription 
 
 // Open returns a subscription. ErrNotFound when there is none of that name.
 func (m *Manager) Open(ctx context.Context, name string) (*Subscription, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
+	if s, err := m.inUse(name); s != nil || err != nil {
+		return s, err
+	}
+	unlock, err := m.lock(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
 	return m.load(ctx, name)
+}
+
+// inUse returns a subscription that is loaded and is this gateway's, or nil.
+func (m *Manager) inUse(name string) (*Subscription, error) {
+	m.mu.Lock()
+	s, closed := m.loaded[name], m.closed
+	m.mu.Unlock()
+	if closed {
+		return nil, ErrClosed
+	}
+	if s == nil {
+		return nil, nil
+	}
+	s.update(func(*queue, time.Time) {}) // it may lapse
+	if errors.Is(s.Err(), ErrMoved) {
+		return nil, nil
+	}
+	return s, nil
 }
 
 // List returns the names of all subscriptions, sorted.
@@ -257,8 +345,11 @@ func (m *Manager) List(ctx context.Context) ([]string, error) {
 
 // Update changes settings. What change returns must be valid.
 func (m *Manager) Update(ctx context.Context, name string, change func(*ordergatev1.Subscription) (*ordergatev1.Subscription, error)) (*Subscription, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
+	unlock, err := m.lock(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
 	s, err := m.load(ctx, name)
 	if err != nil {
 		return nil, err
@@ -284,8 +375,11 @@ func (m *Manager) Update(ctx context.Context, name string, change func(*ordergat
 
 // Delete removes a subscription.
 func (m *Manager) Delete(ctx context.Context, name string) error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
+	unlock, err := m.lock(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	s, err := m.load(ctx, name)
 	if err != nil {
 		return err
@@ -293,7 +387,10 @@ func (m *Manager) Delete(ctx context.Context, name string) error {
 	if err := m.settings().Delete(ctx, name); err != nil {
 		return err
 	}
+	m.mu.Lock()
 	delete(m.loaded, name)
+	m.count--
+	m.mu.Unlock()
 	s.end(fmt.Errorf("%w: it was deleted", ErrNotFound))
 	// Without its settings, nothing finds the rest.
 	if err := m.log.Bucket(eventlog.Places).Forget(ctx, s.uid); err != nil {
@@ -313,18 +410,21 @@ func (m *Manager) Delete(ctx context.Context, name string) error {
 	return m.log.Flush(ctx)
 }
 
-// load returns a subscription, from what is stored unless it is loaded.
+// load returns a subscription, from what is stored unless it is loaded. Its name is locked.
 func (m *Manager) load(ctx context.Context, name string) (*Subscription, error) {
-	if m.closed {
-		return nil, ErrClosed
+	if s, err := m.inUse(name); s != nil || err != nil {
+		return s, err
 	}
-	if s := m.loaded[name]; s != nil {
-		s.update(func(*queue, time.Time) {}) // it may lapse
-		if !errors.Is(s.Err(), ErrMoved) {
-			return s, nil
+	m.mu.Lock()
+	moved := m.loaded[name]
+	m.mu.Unlock()
+	if moved != nil {
+		moved.background.Wait()
+		m.mu.Lock()
+		if m.loaded[name] == moved {
+			delete(m.loaded, name)
 		}
-		s.background.Wait()
-		delete(m.loaded, name)
+		m.mu.Unlock()
 	}
 	value, err := m.settings().Get(ctx, name)
 	if errors.Is(err, eventlog.ErrNotFound) {
@@ -362,7 +462,16 @@ func (m *Manager) load(ctx context.Context, name string) (*Subscription, error) 
 	}
 	s.timer = time.AfterFunc(time.Hour, func() { s.update(func(*queue, time.Time) {}) })
 	s.run()
-	m.loaded[name] = s
+	m.mu.Lock()
+	closed := m.closed
+	if !closed {
+		m.loaded[name] = s
+	}
+	m.mu.Unlock()
+	if closed {
+		s.end(ErrClosed)
+		return nil, ErrClosed
+	}
 	return s, nil
 }
 

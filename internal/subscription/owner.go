@@ -86,13 +86,10 @@ func (s *Subscription) lapse() {
 // dropAll ends all subscriptions here, to be loaded again: the log was away, and
 // others may have taken them over.
 func (m *Manager) dropAll() {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	for name, s := range m.loaded {
+	for _, s := range m.all() {
 		s.mu.Lock()
-		s.lapse()
+		s.lapse() // load takes it out of the map
 		s.mu.Unlock()
 		s.background.Wait()
-		delete(m.loaded, name)
 	}
 }

@@ -562,3 +562,27 @@ func TestLatestWorksOffABacklog(t *testing.T) {
 		}
 	}
 }
+
+// While another subscription is being made, changed or loaded, one that is in use is there at once.
+func TestNobodyWaitsForAnother(t *testing.T) {
+	f := newFixture(t)
+	if _, err := f.m.Create(f.ctx(), &ordergatev1.Subscription{Name: "shipping"}, 0); err != nil {
+		t.Fatal(err)
+	}
+	unlock, err := f.m.lock(t.Context(), "slow") // its creation hangs in a write
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unlock()
+	if _, err := f.m.Open(t.Context(), "shipping"); err != nil {
+		t.Error(err)
+	}
+	if _, err := f.m.Create(t.Context(), &ordergatev1.Subscription{Name: "other"}, 0); err != nil {
+		t.Error(err)
+	}
+	waiting, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := f.m.Open(waiting, "slow"); !errors.Is(err, context.Canceled) {
+		t.Errorf("err = %v, want that it waits for the creation", err)
+	}
+}
