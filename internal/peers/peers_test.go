@@ -106,11 +106,11 @@ func (g *gateway) store(id string, revision int64) {
 	}
 }
 
-// create makes the subscription "shipping" at a gateway, from the beginning.
+// create makes the subscription "shipping" at a gateway, from the beginning and with every event.
 func (g *gateway) create() {
 	g.t.Helper()
 	_, err := g.work.CreateSubscription(deadline(g.t), &ordergatev1.CreateSubscriptionRequest{
-		Subscription: &ordergatev1.Subscription{Name: "shipping"},
+		Subscription: &ordergatev1.Subscription{Name: "shipping", Delivery: ordergatev1.DeliveryMode_DELIVERY_MODE_EVERY_EVENT},
 		Start:        &ordergatev1.SubscriptionPosition{Position: &ordergatev1.SubscriptionPosition_Beginning{Beginning: true}},
 	})
 	if err != nil {
