@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
 	"github.com/ordergate/ordergate/internal/eventlog"
 	"github.com/ordergate/ordergate/internal/natscluster"
 	"github.com/ordergate/ordergate/internal/natsconn"
@@ -78,7 +79,7 @@ func TestTwoConverters(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	revisions, sources := map[string]int64{}, map[string]bool{}
+	revisions, sources, newest := map[string]int64{}, map[string]bool{}, map[string]*ordergatev1.Order{}
 	err = a.log.ScanOrders(deadline, 0, state.Durable, func(records []*eventlog.OrderRecord, _ uint64) error {
 		for _, record := range records {
 			event, err := record.Event()
@@ -86,6 +87,7 @@ func TestTwoConverters(t *testing.T) {
 				return err
 			}
 			order := event.GetOrder()
+			newest[order.GetId()] = order
 			if revisions[order.GetId()]++; revisions[order.GetId()] != order.GetRevision() {
 				return fmt.Errorf("%s behind revision %d", event.GetId(), revisions[order.GetId()]-1)
 			}
@@ -98,6 +100,12 @@ func TestTwoConverters(t *testing.T) {
 	})
 	if err != nil || len(revisions) != stories {
 		t.Errorf("%d orders, %v", len(revisions), err)
+	}
+	// An event that waited at one gateway while the other one made its order is part of it.
+	for id, order := range newest {
+		if order.GetStatus() != ordergatev1.OrderStatus_ORDER_STATUS_PARTIALLY_REFUNDED || order.GetDirective() != ordergatev1.Directive_DIRECTIVE_SHIP || len(order.GetDisputes()) != 1 {
+			t.Errorf("%s ends as %v, %v", id, order.GetStatus(), order.GetDirective())
+		}
 	}
 }
 
