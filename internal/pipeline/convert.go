@@ -24,9 +24,6 @@ const (
 	// faster.
 	maxConflicts     = 10
 	maxConflictPause = 10 * time.Millisecond
-	// maxRefusals is the number of times Stripe may refuse to answer about an event, with delays
-	// that double, before the event is UNMATCHED.
-	maxRefusals = 5
 )
 
 // result is the conversion of one event.
@@ -74,11 +71,8 @@ func (p *Pipeline) failed(ctx context.Context, r *result, err error) {
 		return
 	}
 	outcome := Failed
-	if isRefusal(err) {
-		if outcome = Unmatched; r.attempts+1 < maxRefusals && !errors.Is(err, stripeapi.ErrNotFound) {
-			r.outcome = retried
-			return
-		}
+	if isRefusal(err) { // it stays refused until somebody changes the key
+		outcome = Unmatched
 	}
 	if err := p.park(ctx, r, outcome); err != nil {
 		r.outcome, r.err = retried, errors.Join(r.err, err)

@@ -73,7 +73,7 @@ func (p *Pipeline) isUnfinished(ctx context.Context, eventID string) (bool, erro
 }
 
 func (p *Pipeline) convertNow(ctx context.Context, stored *eventlog.StoredEvent) (*ordergatev1.Order, error) {
-	r := &result{stored: stored, asks: true, again: true, attempts: maxRefusals}
+	r := &result{stored: stored, asks: true, again: true}
 	p.convertAsking(ctx, r)
 	if r.outcome == retried {
 		return nil, r.err

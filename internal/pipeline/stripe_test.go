@@ -355,7 +355,6 @@ func TestOrderAppearsWhileItsEventIsIndexed(t *testing.T) {
 		t.Errorf("wait = %v, outcome %q of order %q, want the order", err, late.outcome, late.orderID)
 	}
 	parked := sale(t, r, story[1])
-	parked.attempts = maxRefusals
 	r.pipeline.failed(r.deadline(), parked, &lookupError{stripeapi.ErrPermission})
 	if parked.outcome != retried {
 		t.Errorf("outcome = %s, want another attempt", parked.outcome)
