@@ -264,7 +264,7 @@ func (c *Config) ShipOnAuthorization() bool { return c.ShipOn == shipOnAuthoriza
 // such a sale belongs to a Checkout Session.
 func (c *Config) KeySources() []string {
 	return slices.DeleteFunc(slices.Clone(c.OrderSources), func(source string) bool {
-		return source != sourcePaymentIntent && source != sourceInvoice+"subscription_create"
+		return source != sourcePaymentIntent && source != sourceInvoice+"subscription_create" && source != sourceInvoice+"manual"
 	})
 }
 
