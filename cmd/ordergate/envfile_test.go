@@ -45,7 +45,7 @@ func TestEnvFiles(t *testing.T) {
 	}
 }
 
-// An export removes what a killed one left, says so, and leaves one that is under way.
+// An export removes and reports the file of a killed one, and leaves that of one under way.
 func TestUnfinishedExports(t *testing.T) {
 	dir := t.TempDir()
 	left := filepath.Join(dir, unfinishedPrefix+"123")

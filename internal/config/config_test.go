@@ -128,7 +128,7 @@ func TestOrderSources(t *testing.T) {
 
 func TestKeySources(t *testing.T) {
 	c := Config{OrderSources: []string{"checkout_session", "invoice.subscription_create", "payment_intent", "invoice.subscription_cycle", "invoice.manual"}}
-	if got := c.KeySources(); !slices.Equal(got, []string{"invoice.subscription_create", "payment_intent"}) || len(c.OrderSources) != 5 {
+	if got := c.KeySources(); !slices.Equal(got, []string{"invoice.subscription_create", "payment_intent", "invoice.manual"}) || len(c.OrderSources) != 5 {
 		t.Errorf("%v", got)
 	}
 }

@@ -70,7 +70,7 @@ func (s *orderService) ListOrders(ctx context.Context, request *ordergatev1.List
 	if err := decodePageToken(request.GetPageToken(), orderPageToken, state.LogID, &snapshot, &below); err != nil {
 		return nil, err
 	}
-	// A token is not authenticated: what is not durable yet is not shown, whatever it says.
+	// A token is not authenticated: it must not reach events that are not durable yet.
 	snapshot, below = min(snapshot, state.Durable), min(below, state.Durable+1)
 	page := page[*ordergatev1.Order]{size: pageSize}
 	for calls := 0; below != 0 && !page.full() && calls < maxListCalls; calls++ {
