@@ -60,10 +60,10 @@ func withRevision(o *ordergatev1.Order, revision int64) *ordergatev1.Order {
 	return c
 }
 
-// StartSettling keeps an order from being shipped until a time, if the change makes it paid. It
-// returns the change for all other changes as it is.
+// StartSettling keeps an order from being shipped until a time, if its money allows that only since
+// the change. It returns all other changes as they are.
 func StartSettling(current *ordergatev1.Order, c *Change, until *timestamppb.Timestamp) *Change {
-	if c == nil || paymentOf(current) == paid || paymentOf(c.Order) != paid || Erased(c.Order) {
+	if c == nil || Erased(c.Order) || isFunded(current) || !isFunded(c.Order) {
 		return c
 	}
 	next := proto.CloneOf(c.Order)
@@ -71,6 +71,8 @@ func StartSettling(current *ordergatev1.Order, c *Change, until *timestamppb.Tim
 	factsOf(next, paymentOf(next)).decide(next)
 	return &Change{Order: next, Kind: c.Kind, Warnings: c.Warnings, Note: c.Note, PreviousDirective: c.PreviousDirective}
 }
+
+func isFunded(o *ordergatev1.Order) bool { return factsOf(o, paymentOf(o)).funded() }
 
 // EndSettling ends the settling period of an order. The result is nil if there is none.
 func EndSettling(current *ordergatev1.Order) *Change {
