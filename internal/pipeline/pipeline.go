@@ -132,6 +132,9 @@ func (p *Pipeline) Run(ctx context.Context) error {
 		p.replayed = state.Last
 	}
 	p.erased.Store(p.Log.Shared() || p.hasErased(ctx))
+	if err := p.indexBacklog(ctx); err != nil && ctx.Err() == nil {
+		p.Logger.Warn("the backlog could not be indexed; a sale in it may be published before a later event about it", "error", err)
+	}
 	var background sync.WaitGroup
 	background.Go(func() { p.runTasks(ctx) })
 	background.Go(func() { p.completeItems(ctx) })

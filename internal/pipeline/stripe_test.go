@@ -910,3 +910,22 @@ func TestMissedWebhooksAreListed(t *testing.T) {
 		t.Error("the log does not mention it")
 	}
 }
+
+// After a kill, a sale in the backlog includes what was stored far after it.
+func TestBacklogIsIndexedFirst(t *testing.T) {
+	r := newRig(t, nil)
+	story := r.scenario("reviewed")
+	r.storeAll(story[0])
+	for i := range inboxFill { // in another batch
+		r.store(fmt.Sprintf("evt_unused%d", i), fmt.Appendf(nil, `{"id":"evt_unused%d","type":"price.created","data":{"object":{}}}`, i))
+	}
+	r.storeAll(story[1])
+	r.run(0)
+	if got := r.directives(story[0].OrderID); !slices.Equal(got, []ordergatev1.Directive{ordergatev1.Directive_DIRECTIVE_HOLD}) {
+		t.Errorf("the order was %v", got)
+	}
+	for _, e := range story {
+		r.untilOutcome(e.ID, Converted)
+	}
+	r.untilNothingWaits()
+}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/ordergate/ordergate/internal/eventlog"
@@ -53,6 +54,56 @@ func (p *Pipeline) index(ctx context.Context, r *result) (ready bool, err error)
 		p.schedule(r, taskLookup, task{Due: time.Now().Add(p.lookupDelay)})
 	}
 	return false, nil
+}
+
+// backlogBatch is the number of events of the backlog that are read at a time.
+const backlogBatch = 200
+
+// indexBacklog indexes the follow-ups among the events that were stored and not converted when the
+// gateway begins. A sale is converted in an earlier batch than a refund that was stored thousands of
+// events later, and includes it all the same.
+func (p *Pipeline) indexBacklog(ctx context.Context) error {
+	state, err := p.Log.InboxState(ctx)
+	if err != nil {
+		return err
+	}
+	for after := state.Converted; after < state.Last; {
+		batch, err := p.Log.ReadInbox(ctx, after, backlogBatch)
+		if err != nil || len(batch) == 0 {
+			return err
+		}
+		after = batch[len(batch)-1].Sequence
+		results := make([]*result, len(batch))
+		for i, stored := range batch {
+			results[i] = &result{stored: stored}
+		}
+		var failed atomic.Pointer[error]
+		each(results, p.parallel(), func(r *result) {
+			if err := guard(func() error { return p.indexEarly(ctx, r) }); err != nil {
+				failed.Store(&err)
+			}
+		})
+		if err := failed.Load(); err != nil {
+			return *err
+		}
+	}
+	return nil
+}
+
+// indexEarly indexes an event before it is converted, if it is a follow-up without a known order.
+func (p *Pipeline) indexEarly(ctx context.Context, r *result) error {
+	p.read(r)
+	if r.event == nil || r.event.Ignored() || r.event.OrderID() != "" {
+		return nil
+	}
+	if _, err := p.owner(ctx, r.event); !errors.Is(err, eventlog.ErrNotFound) {
+		return err
+	}
+	r.detail = "its order is not known yet"
+	if _, err := p.index(ctx, r); err != nil {
+		return err
+	}
+	return r.waitPuts(ctx)
 }
 
 // schedule stores a task for an event; it is begun once that is on disk.
