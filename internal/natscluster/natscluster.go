@@ -210,6 +210,9 @@ func (c *Cluster) Number(name string) int {
 	return 0
 }
 
+// StoreDir returns the directory of node i's JetStream store.
+func (c *Cluster) StoreDir(i int) string { return c.nodes[i-1].config.Dir }
+
 // PID returns the process of node i, which may have ended, or 0.
 func (c *Cluster) PID(i int) int {
 	n, err := c.node(i)
