@@ -60,14 +60,23 @@ func TestDamagedNodeLeads(t *testing.T) {
 				return cluster.Number(stream.CachedInfo().Cluster.Leader)
 			}
 			damaged := leader()%cluster.Nodes() + 1
+			var file string
+			eventually(t, "the node has written the events", func(context.Context) error {
+				files, err := filepath.Glob(filepath.Join(cluster.StoreDir(damaged), "jetstream", "*", "streams", inboxStream, "msgs", "*.blk"))
+				if err != nil || len(files) == 0 {
+					return fmt.Errorf("%v: %w", files, os.ErrNotExist)
+				}
+				file = files[0]
+				info, err := os.Stat(file)
+				if err == nil && info.Size() < events*40 {
+					return fmt.Errorf("%s has %d bytes", file, info.Size())
+				}
+				return err
+			})
 			if err := cluster.Kill(damaged); err != nil {
 				t.Fatal(err)
 			}
-			files, err := filepath.Glob(filepath.Join(cluster.StoreDir(damaged), "jetstream", "*", "streams", inboxStream, "msgs", "*.blk"))
-			if err != nil || len(files) == 0 {
-				t.Fatal(files, err)
-			}
-			damage(t, files[0])
+			damage(t, file)
 			if err := cluster.Restart(damaged); err != nil {
 				t.Fatal(err)
 			}
