@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -46,14 +47,29 @@ func exported(t *testing.T) []string {
 	if _, err := ordergatev1.NewOrderServiceClient(g.conn).GetOrder(t.Context(), &ordergatev1.GetOrderRequest{OrderId: "cs_live_1"}); err != nil {
 		t.Fatal(err)
 	}
-	refunded, err := sample.Scenario("refunded", time.Now())
-	if err != nil {
-		t.Fatal(err)
-	}
-	refund := refunded[len(refunded)-1] // its order is waited for
-	if _, err := g.log.AppendInbox(t.Context(), eventlog.RawEvent{ID: refund.ID, Body: refund.Body}); err != nil {
-		t.Fatal(err)
-	}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	var names []string
+	// Events are unconverted for a moment only: store more until a scrape finds one.
+	waitFor(ctx, t, "an unconverted event is measured", func() bool {
+		for range 100 {
+			story, err := sample.Story(sample.Completed, time.Now())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := g.log.AppendInbox(ctx, eventlog.RawEvent{ID: story[0].ID, Body: story[0].Body}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		names = scrape(t, g)
+		return slices.Contains(names, "ordergate_pipeline_oldest_unconverted_timestamp_seconds")
+	})
+	return names
+}
+
+// scrape returns the names of the metrics that a gateway exports at this moment.
+func scrape(t *testing.T, g *gateway) []string {
+	t.Helper()
 	response, err := http.Get("http://" + g.adminListener.Addr().String() + "/metrics")
 	if err != nil {
 		t.Fatal(err)
