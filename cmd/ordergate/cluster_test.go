@@ -36,12 +36,15 @@ const (
 	// cutOff is for how long a gateway or a node is cut off: longer than a gateway is
 	// taken for alive.
 	cutOff = 8 * time.Second
+	// clusterOrders are held and released by clusterOperators.
+	clusterOrders, clusterOperators = 12, 3
 )
 
 // TestClusterUnderFaults has senders and workers on three gateways that share a real
 // cluster of three NATS nodes, kills and cuts off gateways and nodes, and balances the
 // books at the end: nothing that was answered 200 is lost, every event was handled, and
-// no order out of its order.
+// no order out of its order. Operators hold, release and read orders at all gateways, and
+// their results are linearizable.
 func TestClusterUnderFaults(t *testing.T) {
 	natscluster.Patiently(t)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Duration(1+*clusterFaults)*time.Minute)
@@ -60,6 +63,17 @@ func TestClusterUnderFaults(t *testing.T) {
 	for i := range 2 * clusterGateways {
 		work.Go(func() { c.work(working, c.gateways[i%clusterGateways]) })
 	}
+	history := newOrderHistory(t)
+	ids := sendOrders(ctx, t, clusterOrders, "http://"+c.gateway().ingress+"/api/webhook")
+	awaitOrders(ctx, t, c.orders(c.gateways[0]), ids)
+	for i := range clusterOperators {
+		load.Go(func() { c.operate(loaded, history, i, ids) })
+	}
+	work.Go(func() {
+		gateway := c.client(c.gateways[0])
+		defer gateway.Close()
+		history.watch(working, clusterOperators, gateway, ids)
+	})
 	c.faults(ctx)
 	stopLoad()
 	load.Wait()
@@ -78,6 +92,7 @@ func TestClusterUnderFaults(t *testing.T) {
 	stopWorking()
 	work.Wait()
 	c.balance(inbox, stored)
+	history.check()
 }
 
 // clustered is what the outside knows.
@@ -173,6 +188,34 @@ func (c *clustered) setDown(g *crashing, down bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.down[g] = down
+}
+
+// operate makes operations of an operator, each at a gateway that a load balancer would choose.
+func (c *clustered) operate(ctx context.Context, history *orderHistory, number int, ids []string) {
+	services := map[*crashing]ordergatev1.OrderServiceClient{}
+	for serial := 0; ctx.Err() == nil; serial++ {
+		g := c.gateway()
+		if services[g] == nil {
+			services[g] = c.orders(g)
+		}
+		// The operations in progress are finished when the load ends. Few results are unknown: the check
+		// takes exponential time in their number.
+		pause := 20 * time.Millisecond
+		if err := history.operate(context.WithoutCancel(ctx), number, serial, services[g], ids); err != nil {
+			pause = time.Second
+		}
+		c.pause(ctx, pause)
+	}
+}
+
+// orders returns a client of a gateway's orders, which is closed when the test ends.
+func (c *clustered) orders(g *crashing) ordergatev1.OrderServiceClient {
+	conn, err := grpc.NewClient(g.grpc, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.t.Cleanup(func() { conn.Close() })
+	return ordergatev1.NewOrderServiceClient(conn)
 }
 
 func (c *clustered) client(g *crashing) *client.Client {
@@ -388,7 +431,8 @@ func (c *clustered) balance(inbox map[string]bool, stored []*ordergatev1.OrderEv
 			c.disorder++
 			c.t.Errorf("%s is stored behind revision %d", event.GetId(), revisions[id]-1)
 		}
-		if sources[event.GetSourceEventId()]++; sources[event.GetSourceEventId()] > 1 || ids[event.GetId()] {
+		source := event.GetSourceEventId() // empty if an operator made the event
+		if sources[source]++; source != "" && sources[source] > 1 || ids[event.GetId()] {
 			twice++
 		}
 		ids[event.GetId()] = true

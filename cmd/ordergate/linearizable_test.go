@@ -6,6 +6,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -109,8 +110,8 @@ func (h *orderHistory) results() int {
 	return h.known
 }
 
-// operate makes one random operation on one of the orders and records it.
-func (h *orderHistory) operate(ctx context.Context, number, serial int, service ordergatev1.OrderServiceClient, ids []string) {
+// operate makes one random operation on one of the orders and records it. It returns the call's error.
+func (h *orderHistory) operate(ctx context.Context, number, serial int, service ordergatev1.OrderServiceClient, ids []string) error {
 	op := orderOp{kind: []string{"get", "get", "hold", "release"}[rand.IntN(4)], order: ids[rand.IntN(len(ids))]}
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
@@ -141,6 +142,7 @@ func (h *orderHistory) operate(ctx context.Context, number, serial int, service 
 	default:
 		h.add(number, op, called, time.Now(), orderResult{orderState: stateOfOrder(order)})
 	}
+	return err
 }
 
 func stateOfOrder(order *ordergatev1.Order) orderState {
@@ -149,7 +151,7 @@ func stateOfOrder(order *ordergatev1.Order) orderState {
 
 // watch records each event as an observation: at some time before it arrived, its revision was the
 // newest one. It also checks that no revision is missing.
-func (h *orderHistory) watch(ctx context.Context, number int, gateway *client.Client) {
+func (h *orderHistory) watch(ctx context.Context, number int, gateway *client.Client, ids []string) {
 	newest := map[string]int64{}
 	for message, err := range gateway.Watch(ctx, client.WatchOptions{FromBeginning: true}) {
 		if err != nil {
@@ -157,7 +159,7 @@ func (h *orderHistory) watch(ctx context.Context, number int, gateway *client.Cl
 			return
 		}
 		order := message.GetEvent().GetOrder()
-		if order == nil {
+		if !slices.Contains(ids, order.GetId()) {
 			continue
 		}
 		if order.GetRevision() != newest[order.GetId()]+1 {
@@ -191,6 +193,36 @@ func (h *orderHistory) check() {
 		h.t.Error(err)
 	}
 	h.t.Errorf("the history is not linearizable (%s); see %s with -artifacts", result, file)
+}
+
+// sendOrders sends new orders and returns their ids.
+func sendOrders(ctx context.Context, t *testing.T, n int, url string) (ids []string) {
+	t.Helper()
+	secrets, err := stripehook.ParseSecrets(crashSecret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range n {
+		story, err := sample.Story(sample.Completed, time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		ids = append(ids, story[0].OrderID)
+		if err := post(ctx, url, secrets[0], story[0].Body); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return ids
+}
+
+func awaitOrders(ctx context.Context, t *testing.T, service ordergatev1.OrderServiceClient, ids []string) {
+	t.Helper()
+	for _, id := range ids {
+		waitFor(ctx, t, "the order is there", func() bool {
+			_, err := service.GetOrder(ctx, &ordergatev1.GetOrderRequest{OrderId: id})
+			return err == nil
+		})
+	}
 }
 
 // TestOrderModel checks that the model accepts what may happen, and nothing else.
@@ -234,21 +266,7 @@ func TestLinearizableThroughCrashes(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	g.start(ctx)
-	ids := make([]string, linearOrders)
-	secrets, err := stripehook.ParseSecrets(crashSecret)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for i := range ids {
-		story, err := sample.Story(sample.Completed, time.Now())
-		if err != nil {
-			t.Fatal(err)
-		}
-		ids[i] = story[0].OrderID
-		if err := post(ctx, "http://"+g.ingress+"/api/webhook", secrets[0], story[0].Body); err != nil {
-			t.Fatal(err)
-		}
-	}
+	ids := sendOrders(ctx, t, linearOrders, "http://"+g.ingress+"/api/webhook")
 	options := []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDefaultServiceConfig(`{"methodConfig":[{"name":[{}],"waitForReady":true}]}`)}
 	conn, err := grpc.NewClient(g.grpc, options...)
 	if err != nil {
@@ -256,12 +274,7 @@ func TestLinearizableThroughCrashes(t *testing.T) {
 	}
 	defer conn.Close()
 	service := ordergatev1.NewOrderServiceClient(conn)
-	for _, id := range ids {
-		waitFor(ctx, t, "the order is there", func() bool {
-			_, err := service.GetOrder(ctx, &ordergatev1.GetOrderRequest{OrderId: id})
-			return err == nil
-		})
-	}
+	awaitOrders(ctx, t, service, ids)
 	gateway, err := client.New(g.grpc, options...)
 	if err != nil {
 		t.Fatal(err)
@@ -281,7 +294,7 @@ func TestLinearizableThroughCrashes(t *testing.T) {
 			}
 		})
 	}
-	watcher.Go(func() { history.watch(watching, linearClients, gateway) })
+	watcher.Go(func() { history.watch(watching, linearClients, gateway, ids) })
 	for kill := range linearKills {
 		waitFor(ctx, t, "results", func() bool { return history.results() >= (kill+1)*linearOps })
 		g.end(os.Kill)
