@@ -34,6 +34,8 @@ func TestDeployNamesRealSettings(t *testing.T) {
 		{"systemd/ordergate.service", flag, 2},
 		{"systemd/ordergate.service", env, 1},
 		{"systemd/ordergate.env", env, 5},
+		{"nginx/nginx.conf", flag, 1},
+		{"README.md", env, 6},
 		{"helm/ordergate/templates/statefulset.yaml", env, 10},
 		{"helm/ordergate/templates/ingress.yaml", env, 1},
 		{"helm/ordergate/templates/NOTES.txt", env, 1},

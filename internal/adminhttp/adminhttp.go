@@ -17,6 +17,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 
 	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
@@ -107,11 +108,30 @@ func New(ctx context.Context, cfg Config) (http.Handler, error) {
 type conns struct{ calls, streams grpc.ClientConnInterface }
 
 func (c conns) Invoke(ctx context.Context, method string, args, reply any, opts ...grpc.CallOption) error {
+	if err := checkMethod(ctx, method); err != nil {
+		return err
+	}
 	return c.calls.Invoke(ctx, method, args, reply, opts...)
 }
 
 func (c conns) NewStream(ctx context.Context, desc *grpc.StreamDesc, method string, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+	if err := checkMethod(ctx, method); err != nil {
+		return nil, err
+	}
 	return c.streams.NewStream(ctx, desc, method, opts...)
+}
+
+// checkedMethod is the key, in a request's context, of the method for which restGuard checked the
+// request; it is empty if the request is for none.
+type checkedMethod struct{}
+
+// checkMethod refuses a call of another method than the checked one: grpc-gateway matches some paths
+// that restGuard does not, such as those of ids with a colon.
+func checkMethod(ctx context.Context, method string) error {
+	if checked, ok := ctx.Value(checkedMethod{}).(string); ok && checked != method {
+		return failed(codes.NotFound, "INVALID_REQUEST", "there is nothing at this path").Err()
+	}
+	return nil
 }
 
 // ticketOf is the key of a request's ticket in its context.

@@ -2,6 +2,8 @@ package adminhttp
 
 import (
 	"bytes"
+	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -10,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
@@ -53,7 +56,7 @@ func (g *restGuard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	route := routeOf(g.routes, r)
 	if route == nil { // 404 or 405
 		r.Body = http.NoBody
-		g.next.ServeHTTP(w, r)
+		g.next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), checkedMethod{}, "")))
 		return
 	}
 	if err := g.check(w, r, route); err != nil {
@@ -70,7 +73,7 @@ func (g *restGuard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		defer g.end(principal)
 		w.Header().Set("X-Accel-Buffering", "no") // nginx passes each message on at once
 	}
-	g.next.ServeHTTP(w, r)
+	g.next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), checkedMethod{}, route.name())))
 }
 
 func (g *restGuard) begin(p *auth.Principal) bool {
@@ -101,12 +104,18 @@ func (g *restGuard) check(w http.ResponseWriter, r *http.Request, route *route) 
 		return refused
 	}
 	r.Body = io.NopCloser(bytes.NewReader(body))
-	query := r.URL.Query()
-	problems := route.checkQuery(query)
-	if route.body != nil {
-		problems = append(problems, checkBody(body, route.body, "")...)
-	} else if len(bytes.TrimSpace(body)) > 0 {
+	problems := route.checkQuery(r.URL.Query())
+	if !utf8.ValidString(r.URL.Path) {
+		problems = append(problems, problem{"path", "must be UTF-8"})
+	}
+	switch {
+	case len(bytes.TrimSpace(body)) == 0:
+	case route.body == nil:
 		problems = append(problems, problem{"body", "is not taken by this request"})
+	case !json.Valid(body): // grpc-gateway would ignore everything after the first value
+		problems = append(problems, problem{"body", "must be one JSON object"})
+	default:
+		problems = append(problems, checkBody(body, route.body, "")...)
 	}
 	if len(problems) == 0 {
 		problems = checkConfirmation(route, r, body)
@@ -141,11 +150,13 @@ func takeBody(w http.ResponseWriter, r *http.Request) ([]byte, *refusal) {
 
 // checkConfirmation requires of requests that cannot be undone what a mistake cannot leave out.
 func checkConfirmation(route *route, r *http.Request, body []byte) []problem {
-	switch "/" + string(route.method.Parent().FullName()) + "/" + string(route.method.Name()) {
+	switch route.name() {
 	case ordergatev1.OrderService_EraseOrders_FullMethodName:
 		var request ordergatev1.EraseOrdersRequest
-		if protojson.Unmarshal(body, &request) != nil { // the decoder says why
-			return nil
+		if len(bytes.TrimSpace(body)) > 0 {
+			if err := protojson.Unmarshal(body, &request); err != nil {
+				return []problem{{"body", "cannot be decoded: " + err.Error()}}
+			}
 		}
 		if !request.GetDryRun() && request.GetConfirm() != "erase" {
 			return []problem{{"confirm", `must be "erase" unless dryRun is true: an erasure cannot be undone`}}
@@ -187,6 +198,7 @@ func invalid(problems []problem) *status.Status {
 	violations := &errdetails.BadRequest{}
 	var texts []string
 	for _, p := range problems {
+		p.field = strings.ToValidUTF8(p.field, "\uFFFD") // a query parameter can have any name
 		violations.FieldViolations = append(violations.FieldViolations, &errdetails.BadRequest_FieldViolation{Field: p.field, Description: p.description})
 		texts = append(texts, p.field+": "+p.description)
 	}

@@ -24,6 +24,11 @@ type route struct {
 	inPath []string
 }
 
+// name returns the full name of the route's method, as gRPC writes it.
+func (r *route) name() string {
+	return "/" + string(r.method.Parent().FullName()) + "/" + string(r.method.Name())
+}
+
 // parameter matches a parameter of a path.
 var parameter = regexp.MustCompile(`\\\{[^}]+\\\}`)
 

@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
@@ -105,7 +106,7 @@ func checkKeys(value json.RawMessage, path string) (problems []problem) {
 }
 
 // checkQuery returns the query parameters that the request of a route does not have, and those of
-// single values that occur twice.
+// single values that occur twice, or have a value that is not UTF-8.
 func (r *route) checkQuery(query url.Values) (problems []problem) {
 	seen := map[string]bool{}
 	for _, name := range slices.Sorted(keysOf(query)) {
@@ -115,6 +116,8 @@ func (r *route) checkQuery(query url.Values) (problems []problem) {
 			problems = append(problems, problem{name, "is not a query parameter of this request"})
 		case !list && (seen[path] || len(query[name]) > 1):
 			problems = append(problems, problem{name, "occurs more than once"})
+		case slices.ContainsFunc(query[name], func(value string) bool { return !utf8.ValidString(value) }):
+			problems = append(problems, problem{name, "must be UTF-8"})
 		}
 		seen[path] = true
 	}

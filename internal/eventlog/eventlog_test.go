@@ -498,7 +498,7 @@ func TestReadOrders(t *testing.T) {
 	for _, tt := range []struct {
 		at   time.Time
 		want uint64
-	}{{before.Add(-time.Hour), 0}, {time.Now().Add(time.Hour), 6}, {storeTime(t, l, 4), 3}} {
+	}{{before.Add(-time.Hour), 0}, {time.Now().Add(time.Hour), 6}, {storeTime(t, l, 4), 3}, {time.Time{}, 0}, {time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC), 6}} {
 		if got, err := l.SequenceBefore(deadline(t), tt.at); err != nil || got != tt.want {
 			t.Errorf("SequenceBefore(%v) = %d, %v; want %d", tt.at, got, err, tt.want)
 		}
@@ -791,7 +791,7 @@ func TestReadInbox(t *testing.T) {
 			t.Errorf("%q: err = %v, want ErrNotFound", id, err)
 		}
 	}
-	for at, want := range map[time.Time]uint64{event.StoreTime: 2, time.Now().Add(-time.Hour): 0, time.Now().Add(time.Hour): 5} {
+	for at, want := range map[time.Time]uint64{event.StoreTime: 2, time.Now().Add(-time.Hour): 0, time.Now().Add(time.Hour): 5, {}: 0, time.Date(2263, 1, 1, 0, 0, 0, 0, time.UTC): 5} {
 		if got, err := l.InboxSequenceBefore(deadline(t), at); err != nil || got != want {
 			t.Errorf("InboxSequenceBefore = %d, %v; want %d", got, err, want)
 		}

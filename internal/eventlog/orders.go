@@ -756,12 +756,25 @@ func (p readFrom) options() []jetstreamext.GetBatchOpt {
 	if p.sequence > 0 {
 		options = append(options, jetstreamext.GetBatchSeq(p.sequence))
 	} else {
-		options = append(options, jetstreamext.GetBatchStartTime(p.time))
+		options = append(options, jetstreamext.GetBatchStartTime(clampTime(p.time)))
 	}
 	if p.subject != "" {
 		options = append(options, jetstreamext.GetBatchSubject(p.subject))
 	}
 	return options
+}
+
+// clampTime returns the nearest time that the engine can compare. The engine counts nanoseconds since
+// 1970 in 64 bits: for it, the year 9999 is in the past, and a start there would be the beginning.
+func clampTime(t time.Time) time.Time {
+	earliest, latest := time.Unix(0, 0), time.Unix(0, math.MaxInt64)
+	switch {
+	case t.Before(earliest):
+		return earliest
+	case t.After(latest):
+		return latest
+	}
+	return t
 }
 
 // readBatch reads up to limit messages of a stream, fewer when they are large. Only

@@ -46,20 +46,20 @@ type gateway struct {
 	own      *bufconn.Listener // within the process
 }
 
-func newGateway(t *testing.T, dir string) *gateway {
+func newGateway(t testing.TB, dir string) *gateway {
 	t.Helper()
 	return newGatewayWith(t, dir, nil)
 }
 
 // newGatewayWith makes a gateway with a client of Stripe's API, or without one.
-func newGatewayWith(t *testing.T, dir string, stripe *stripeapi.Client) *gateway {
+func newGatewayWith(t testing.TB, dir string, stripe *stripeapi.Client) *gateway {
 	t.Helper()
 	return newGuardedGateway(t, dir, stripe, Security{Access: auth.Everybody()}, nil)
 }
 
 // newGuardedGateway makes a gateway that not everybody may use. Its listener is
 // what wrap makes of one on loopback.
-func newGuardedGateway(t *testing.T, dir string, stripe *stripeapi.Client, security Security, wrap func(net.Listener) net.Listener) *gateway {
+func newGuardedGateway(t testing.TB, dir string, stripe *stripeapi.Client, security Security, wrap func(net.Listener) net.Listener) *gateway {
 	t.Helper()
 	logger := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
 	log, err := eventlog.Open(t.Context(), eventlog.Config{Dir: dir, MaxEventBytes: 1 << 20, Logger: logger})
@@ -94,7 +94,7 @@ func newGuardedGateway(t *testing.T, dir string, stripe *stripeapi.Client, secur
 	return &gateway{log, pipeline, server, ordergatev1.NewOrderServiceClient(conn), ordergatev1.NewEventServiceClient(conn), ordergatev1.NewSubscriptionServiceClient(conn), healthv1.NewHealthClient(conn), addr, own}
 }
 
-func deadline(t *testing.T) context.Context {
+func deadline(t testing.TB) context.Context {
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	t.Cleanup(cancel)
 	return ctx
@@ -114,7 +114,7 @@ type change struct {
 }
 
 // store appends order events and flushes them.
-func (g *gateway) store(t *testing.T, changes ...change) {
+func (g *gateway) store(t testing.TB, changes ...change) {
 	t.Helper()
 	for _, c := range changes {
 		var previous uint64
@@ -203,7 +203,7 @@ type problem struct {
 	Metadata map[string]string
 }
 
-func problemOf(t *testing.T, err error) problem {
+func problemOf(t testing.TB, err error) problem {
 	t.Helper()
 	s := status.Convert(err)
 	p := problem{Code: s.Code()}

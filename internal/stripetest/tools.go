@@ -13,7 +13,7 @@ import (
 )
 
 // Tool returns the path of a program that a test runs: "stripe", "stripe-mock",
-// "grpcurl" or "buf" from .ci/bin, else what PATH has by that name. Where there
+// "grpcurl", "nginx" or "buf" from .ci/bin, else what PATH has by that name. Where there
 // is none, the test is skipped with a word on how to install it, or fails if the
 // environment variable ORDERGATE_TEST_TOOLS is "required", as .ci/run sets it.
 func Tool(t testing.TB, name string) string {
