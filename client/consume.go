@@ -7,13 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math"
 	"os"
 	"strings"
 	"time"
 
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
@@ -84,8 +81,8 @@ const (
 
 // ConsumeOptions say how to work on a subscription. The zero value works.
 type ConsumeOptions struct {
-	// Concurrency is how many handlers run at once at most: 10 when 0. Those of
-	// one order never do.
+	// Concurrency is how many handlers run at once at most: 1 to 10,000; 10 when 0.
+	// Those of one order never do.
 	Concurrency int
 	// MaxOutstandingEvents is how many events the gateway may have out with this
 	// worker, those included that wait for a handler: 1 to 10,000; twice
@@ -162,12 +159,15 @@ type ConsumeOptions struct {
 // and returns as soon as they have; it never leaves one behind, so a handler that
 // does not heed its context keeps Consume from returning.
 //
+// Invalid arguments are refused before anything is sent, with INVALID_ARGUMENT and
+// the name and value of each. The gateway checks the values of filters.
+//
 // An error is returned in the same way, with the time to finish: a gRPC status
 // of the codes that end a Watch (NOT_FOUND: there is no such subscription and no
 // Create, or it was deleted), an [*ExpiredError] for a resume token in Start, or
 // CANCELED when the client was closed.
 func (c *Client) Consume(ctx context.Context, subscription string, handler Handler, options ConsumeOptions) error {
-	if err := options.check(); err != nil {
+	if err := checkConsume(subscription, handler, &options); err != nil {
 		return err
 	}
 	if ctx.Err() != nil {
@@ -176,28 +176,10 @@ func (c *Client) Consume(ctx context.Context, subscription string, handler Handl
 	return newConsumer(ctx, c, subscription, handler, options).run(ctx)
 }
 
-// check refuses what the gateway does not get to see.
-func (o *ConsumeOptions) check() error {
-	for _, field := range []struct {
-		name  string
-		value int64
-	}{
-		{"Concurrency", int64(o.Concurrency)},
-		{"MaxOutstandingEvents", int64(o.MaxOutstandingEvents)},
-		{"MaxExtension", int64(o.MaxExtension)},
-		{"DrainTimeout", int64(o.DrainTimeout)},
-	} {
-		if field.value < 0 {
-			return status.Errorf(codes.InvalidArgument, "ConsumeOptions.%s is negative", field.name)
-		}
-	}
-	return nil
-}
-
 // withDefaults fills in what is 0. The gateway has the other defaults.
 func (o ConsumeOptions) withDefaults() ConsumeOptions {
 	o.Concurrency = cmp.Or(o.Concurrency, 10)
-	o.MaxOutstandingEvents = cmp.Or(o.MaxOutstandingEvents, min(2*min(o.Concurrency, maxOutstanding), maxOutstanding))
+	o.MaxOutstandingEvents = cmp.Or(o.MaxOutstandingEvents, min(2*o.Concurrency, maxOutstanding))
 	o.ClientID = cmp.Or(o.ClientID, newClientID())
 	o.MaxExtension = cmp.Or(o.MaxExtension, time.Hour)
 	o.Heartbeat = cmp.Or(o.Heartbeat, defaultHeartbeat)
@@ -210,7 +192,7 @@ func (o *ConsumeOptions) open(subscription string) *ordergatev1.ConsumeRequest {
 	open := &ordergatev1.ConsumeOpen{
 		Subscription:         subscription,
 		ClientId:             o.ClientID,
-		MaxOutstandingEvents: int32(min(o.MaxOutstandingEvents, math.MaxInt32)),
+		MaxOutstandingEvents: int32(o.MaxOutstandingEvents),
 		MaxOutstandingBytes:  o.MaxOutstandingBytes,
 		HeartbeatInterval:    durationpb.New(o.Heartbeat),
 		Create:               o.Create,

@@ -47,7 +47,7 @@ func TestConsumeOpens(t *testing.T) {
 		} {
 			away := func(*line) error { return errAway }
 			d := newDesk(t, away, away)
-			w := consume(t, d.client(t), nil, tt.options)
+			w := consume(t, d.client(t), idle, tt.options)
 			pass(10 * time.Second)
 			w.stop()
 			expect(t, "calls", 3, d.calls())
@@ -58,12 +58,6 @@ func TestConsumeOpens(t *testing.T) {
 			tt.want.Subscription, tt.want.ClientId = "shipping", id
 			for _, open := range d.opens {
 				expect(t, "open", tt.want, open)
-			}
-		}
-		for _, o := range []client.ConsumeOptions{{Concurrency: -1}, {MaxOutstandingEvents: -1}, {MaxExtension: -1}, {DrainTimeout: -1}} {
-			d := newDesk(t)
-			if err := d.client(t).Consume(t.Context(), "shipping", nil, o); status.Code(err) != codes.InvalidArgument || d.calls() != 0 {
-				t.Errorf("%+v: %v", o, err)
 			}
 		}
 		if a, b := clientID(t), clientID(t); a == b {
@@ -106,7 +100,7 @@ func TestConsumeShowsTheNewestRevision(t *testing.T) {
 
 func clientID(t *testing.T) string {
 	d := newDesk(t)
-	w := consume(t, d.client(t), nil, client.ConsumeOptions{})
+	w := consume(t, d.client(t), idle, client.ConsumeOptions{})
 	synctest.Wait()
 	w.stop()
 	return d.opens[0].GetClientId()
@@ -431,7 +425,7 @@ func TestConsumeBacksOff(t *testing.T) {
 		}
 		d.scenes = append(d.scenes, func(l *line) error { l.opened(30 * time.Second); return errAway })
 		var waits []time.Duration
-		w := consume(t, d.client(t), nil, client.ConsumeOptions{OnRetry: func(_ error, wait time.Duration) { waits = append(waits, wait) }})
+		w := consume(t, d.client(t), idle, client.ConsumeOptions{OnRetry: func(_ error, wait time.Duration) { waits = append(waits, wait) }})
 		pass(time.Hour)
 		w.stop()
 		expect(t, "waits", 22, len(waits))
@@ -1165,7 +1159,7 @@ func TestConsumeStoppedBefore(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
 		d := newDesk(t)
-		if err := d.client(t).Consume(ctx, "shipping", nil, client.ConsumeOptions{}); err != nil || d.calls() != 0 {
+		if err := d.client(t).Consume(ctx, "shipping", idle, client.ConsumeOptions{}); err != nil || d.calls() != 0 {
 			t.Error(err)
 		}
 	})
@@ -1426,7 +1420,7 @@ func TestConsumeExpired(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		info := &errdetails.ErrorInfo{Domain: "ordergate", Reason: "RESUME_TOKEN_EXPIRED", Metadata: map[string]string{"earliest_resume_token": "9"}}
 		d := newDesk(t, func(l *line) error { return problem(codes.OutOfRange, info) })
-		err := d.client(t).Consume(t.Context(), "shipping", nil, client.ConsumeOptions{})
+		err := d.client(t).Consume(t.Context(), "shipping", idle, client.ConsumeOptions{})
 		var expired *client.ExpiredError
 		if !errors.As(err, &expired) || expired.EarliestResumeToken != "9" {
 			t.Error(err)
@@ -1446,7 +1440,7 @@ func TestConsumeClosedClient(t *testing.T) {
 		if err := w.wait(); status.Code(err) != codes.Canceled || time.Since(began) != 10*time.Second {
 			t.Errorf("%v after %v", err, time.Since(began))
 		}
-		if err := c.Consume(t.Context(), "shipping", nil, client.ConsumeOptions{}); status.Code(err) != codes.Canceled {
+		if err := c.Consume(t.Context(), "shipping", idle, client.ConsumeOptions{}); status.Code(err) != codes.Canceled {
 			t.Error(err)
 		}
 	})

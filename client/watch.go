@@ -56,7 +56,8 @@ type WatchOptions struct {
 // a gRPC status that another try would not change (INVALID_ARGUMENT,
 // OUT_OF_RANGE, NOT_FOUND, ALREADY_EXISTS, FAILED_PRECONDITION,
 // PERMISSION_DENIED, UNAUTHENTICATED, UNIMPLEMENTED). When ctx ends, the
-// iterator ends without an error.
+// iterator ends without an error. Invalid options are refused with
+// INVALID_ARGUMENT before anything is sent.
 //
 // Everything runs in the goroutine that ranges: a slow loop slows only its own
 // stream, and leaving the loop ends the stream. Each range over the iterator is
@@ -65,6 +66,10 @@ type WatchOptions struct {
 // [OrderService.WatchOrders]: https://pkg.go.dev/github.com/ordergate/ordergate/api/ordergate/v1#OrderServiceClient
 func (c *Client) Watch(ctx context.Context, options WatchOptions) iter.Seq2[*ordergatev1.WatchOrdersResponse, error] {
 	return func(yield func(*ordergatev1.WatchOrdersResponse, error) bool) {
+		if err := checkWatch(&options); err != nil {
+			yield(nil, err)
+			return
+		}
 		w := &watch{client: c, request: options.request(), onRetry: options.OnRetry, yield: yield}
 		if err := w.run(ctx); err != nil {
 			yield(nil, err)

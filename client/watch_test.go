@@ -399,24 +399,6 @@ func TestWatchdogIsPatient(t *testing.T) {
 	})
 }
 
-// A heartbeat that the gateway refuses is its business to refuse.
-func TestWatchBadHeartbeat(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		for _, heartbeat := range []time.Duration{-time.Hour, 1, 1 << 62} {
-			g := newGateway(t, func(stream) error {
-				time.Sleep(time.Second)
-				return problem(codes.InvalidArgument)
-			})
-			for _, err := range g.client(t).Watch(t.Context(), client.WatchOptions{Heartbeat: heartbeat}) {
-				if status.Code(err) != codes.InvalidArgument {
-					t.Errorf("%v: %v", heartbeat, err)
-				}
-			}
-			expect(t, "calls", 1, len(g.starts()))
-		}
-	})
-}
-
 func TestWatchErrors(t *testing.T) {
 	permanent := []codes.Code{codes.InvalidArgument, codes.OutOfRange, codes.NotFound, codes.AlreadyExists, codes.FailedPrecondition,
 		codes.PermissionDenied, codes.Unauthenticated, codes.Unimplemented}
