@@ -27,7 +27,10 @@ import (
 // [ErrLeaseLost] or [ErrDrainTimeout]. It does not end with the context given to
 // Consume, whose values it has. Its deadline is when MaxExtension is over.
 //
-// A panic is not recovered: it ends the program, as anywhere else.
+// A panic is recovered, logged with its stack, and treated like an error: the event
+// is delivered again after the subscription's backoff. The reason is the text of the
+// panic, followed by the innermost functions of the stack. CrashOnPanic restores the
+// crash.
 type Handler func(ctx context.Context, delivery *Delivery) error
 
 // Delivery is an event to be dealt with. It is the handler's alone.
@@ -122,8 +125,12 @@ type ConsumeOptions struct {
 	// then on when nil.
 	Start *ordergatev1.SubscriptionPosition
 
-	// Logger takes the gateway's warnings about the filter of a subscription that
-	// Create made: slog.Default() when nil.
+	// CrashOnPanic lets the panic of a handler end the program. Its event and all
+	// others in hand are then delivered again.
+	CrashOnPanic bool
+
+	// Logger takes the panics of handlers and the gateway's warnings about the filter
+	// of a subscription that Create made: slog.Default() when nil.
 	Logger *slog.Logger
 	// OnOpen, if set, is called whenever a stream was opened, with what the gateway
 	// says about it: the settings of the subscription, and whether Create made it.
@@ -184,6 +191,7 @@ func (o ConsumeOptions) withDefaults() ConsumeOptions {
 	o.MaxExtension = cmp.Or(o.MaxExtension, time.Hour)
 	o.Heartbeat = cmp.Or(o.Heartbeat, defaultHeartbeat)
 	o.DrainTimeout = cmp.Or(o.DrainTimeout, 30*time.Second)
+	o.Logger = cmp.Or(o.Logger, slog.Default())
 	return o
 }
 
@@ -269,11 +277,14 @@ func nackOf(err error) *ordergatev1.Nack {
 }
 
 // cut makes a text one that the gateway takes as a reason.
-func cut(text string) string {
+func cut(text string) string { return cutTo(text, maxReason) }
+
+// cutTo returns the first n characters of a text, without invalid UTF-8.
+func cutTo(text string, n int) string {
 	text = strings.ToValidUTF8(text, "\uFFFD")
 	characters := 0
 	for i := range text {
-		if characters++; characters > maxReason {
+		if characters++; characters > n {
 			return text[:i]
 		}
 	}

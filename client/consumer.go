@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"slices"
 	"sync"
 	"time"
@@ -287,9 +286,27 @@ func (c *consumer) begin() {
 				end()
 				c.returned <- outcome{t, err}
 			}()
-			err = c.handler(ctx, delivery)
+			err = c.call(ctx, delivery)
 		})
 	}
+}
+
+// call calls the handler. It returns a panic as an error, unless panics crash.
+func (c *consumer) call(ctx context.Context, delivery *Delivery) (err error) {
+	if !c.options.CrashOnPanic {
+		defer func() {
+			value := recover()
+			if value == nil {
+				return // it returned, or exited its goroutine
+			}
+			panicked := newPanicError(value)
+			err = panicked
+			c.options.Logger.Error("handler panicked",
+				"subscription", c.open.GetOpen().GetSubscription(), "order", delivery.Event.GetOrder().GetId(), "event", delivery.Event.GetId(),
+				"attempt", delivery.Attempt, "panic", panicked.value, "stack", panicked.stack)
+		}()
+	}
+	return c.handler(ctx, delivery)
 }
 
 // finish settles what a handler is done with.
@@ -384,12 +401,8 @@ func (c *consumer) receive(m *ordergatev1.ConsumeResponse) {
 
 // logWarnings logs the gateway's warnings about the subscription.
 func (c *consumer) logWarnings(opened *ordergatev1.ConsumeOpened) {
-	logger := c.options.Logger
-	if logger == nil {
-		logger = slog.Default()
-	}
 	for _, warning := range opened.GetWarnings() {
-		logger.Warn("subscription filter can hide a HOLD or CANCEL", "subscription", opened.GetSubscription().GetName(), "hint", warning)
+		c.options.Logger.Warn("subscription filter can hide a HOLD or CANCEL", "subscription", opened.GetSubscription().GetName(), "hint", warning)
 	}
 }
 
