@@ -113,8 +113,10 @@ type ConsumeOptions struct {
 	// heartbeat: 1 s to 10 min, 15 s when 0. A stream that is silent three times
 	// as long is broken off and opened again.
 	Heartbeat time.Duration
-	// DrainTimeout is how long handlers may still run, and settlements be sent,
-	// when Consume is to end: 30 s when 0.
+	// DrainTimeout is how long handlers may still run when Consume is to end: 20 s
+	// when 0. Together with the wait for the results of the last settlements (2 s), it
+	// should be shorter than the grace period of the platform, which is 30 s in
+	// Kubernetes.
 	DrainTimeout time.Duration
 
 	// Create, if set, is the subscription that is made when there is none of that
@@ -162,9 +164,10 @@ type ConsumeOptions struct {
 //
 // When ctx ends, Consume tells the gateway to stop, gives back what no handler
 // has begun with, lets the others finish, settles their deliveries, and returns
-// nil. After DrainTimeout, it ends the contexts of the handlers that are left
-// and returns as soon as they have; it never leaves one behind, so a handler that
-// does not heed its context keeps Consume from returning.
+// nil. After DrainTimeout, it ends the contexts of the handlers that are left and
+// waits for them, and then up to 2 s for the results of the settlements that have
+// none yet. It never abandons a handler: one that ignores its context keeps Consume
+// from returning.
 //
 // Invalid arguments are refused before anything is sent, with INVALID_ARGUMENT and
 // the name and value of each. The gateway checks the values of filters.
@@ -190,7 +193,7 @@ func (o ConsumeOptions) withDefaults() ConsumeOptions {
 	o.ClientID = cmp.Or(o.ClientID, newClientID())
 	o.MaxExtension = cmp.Or(o.MaxExtension, time.Hour)
 	o.Heartbeat = cmp.Or(o.Heartbeat, defaultHeartbeat)
-	o.DrainTimeout = cmp.Or(o.DrainTimeout, 30*time.Second)
+	o.DrainTimeout = cmp.Or(o.DrainTimeout, 20*time.Second)
 	o.Logger = cmp.Or(o.Logger, slog.Default())
 	return o
 }

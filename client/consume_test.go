@@ -1192,7 +1192,59 @@ func TestConsumeDrainTimeout(t *testing.T) {
 	})
 }
 
-// A gateway that does not answer is waited for until DrainTimeout is over.
+// Handlers that end at ErrDrainTimeout are settled: up to 2 s is left for the results.
+func TestConsumeSettlesAtDrainTimeout(t *testing.T) {
+	for _, tt := range []struct {
+		name        string
+		answer      time.Duration // after the settlement
+		broken      bool          // the stream breaks before
+		want        time.Duration
+		settlements []string
+	}{
+		{"at once", 0, false, 20 * time.Second, []string{"ack cs_1.1#1", "retry cs_2.1#1 - stopped half way"}},
+		{"slowly", 1500 * time.Millisecond, false, 21500 * time.Millisecond, []string{"ack cs_1.1#1", "retry cs_2.1#1 - stopped half way"}},
+		{"too late", time.Hour, false, 22 * time.Second, []string{"ack cs_1.1#1", "retry cs_2.1#1 - stopped half way"}},
+		{"without a stream", 0, true, 20 * time.Second, nil},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var settled []string
+				d := newDesk(t, func(l *line) error {
+					l.opened(10 * time.Minute)
+					l.deliver("cs_1.1#1", "cs_2.1#1")
+					if tt.broken {
+						l.sleep(5 * time.Second)
+						return errAway
+					}
+					settled = l.hear(2)
+					for settled[len(settled)-1] == "stop" {
+						settled = append(settled[:len(settled)-1], l.hear(1)...)
+					}
+					slices.Sort(settled)
+					l.sleep(tt.answer)
+					l.answer(ok, "cs_1.1#1", "cs_2.1#1")
+					return l.serve()
+				})
+				w := consume(t, d.client(t), func(ctx context.Context, got *client.Delivery) error {
+					<-ctx.Done()
+					if got.Event.GetId() == "cs_1.1" {
+						return nil // it had finished its work
+					}
+					return errors.New("stopped half way")
+				}, client.ConsumeOptions{Heartbeat: time.Minute})
+				pass(time.Second)
+				expect(t, "took", tt.want, w.stop())
+				expect(t, "settled", tt.settlements, settled)
+				if tt.broken {
+					slices.Sort(d.acknowledged)
+					expect(t, "acknowledged", []string{"ack cs_1.1#1", "retry cs_2.1#1 - stopped half way"}, d.acknowledged)
+				}
+			})
+		})
+	}
+}
+
+// A gateway that does not answer is waited for until 2 s after DrainTimeout.
 func TestConsumeStopsWithoutAnswers(t *testing.T) {
 	for name, scene := range map[string]func(*line) error{
 		"no results": func(l *line) error {
@@ -1220,7 +1272,7 @@ func TestConsumeStopsWithoutAnswers(t *testing.T) {
 				d := newDesk(t, scene)
 				w := consume(t, d.client(t), func(ctx context.Context, _ *client.Delivery) error { return nil }, client.ConsumeOptions{})
 				synctest.Wait()
-				expect(t, "took", 30*time.Second, w.stop())
+				expect(t, "took", 22*time.Second, w.stop())
 			})
 		})
 	}
@@ -1297,8 +1349,8 @@ func TestConsumeStreamBreaksWhileStopping(t *testing.T) {
 	})
 }
 
-// A gateway that is gone for good while the worker stops is waited for until
-// DrainTimeout is over.
+// A gateway that is gone for good while the worker stops is waited for until 2 s
+// after DrainTimeout.
 func TestConsumeGatewayGoneWhileStopping(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := newDesk(t, func(l *line) error { l.opened(30 * time.Second); l.deliver("cs_1.1#1"); return l.serve() })
@@ -1306,7 +1358,7 @@ func TestConsumeGatewayGoneWhileStopping(t *testing.T) {
 		synctest.Wait()
 		d.server.Stop()
 		pass(5 * time.Second)
-		expect(t, "took", 30*time.Second, w.stop())
+		expect(t, "took", 22*time.Second, w.stop())
 		expect(t, "acknowledged", 0, len(d.acknowledged))
 	})
 }

@@ -47,6 +47,8 @@ type consumer struct {
 
 	stopping bool
 	overdue  bool  // DrainTimeout is over
+	awaiting bool  // DrainTimeout is over, and all handlers have returned: results has been set
+	expired  bool  // the wait for results is over
 	mute     bool  // settlements cannot be sent any more
 	err      error // what Consume returns
 
@@ -55,7 +57,8 @@ type consumer struct {
 	tick      *time.Timer // for looking after the tasks
 	retry     *time.Timer // for the settlements in retrying
 	farewell  *time.Timer // for the end of a session that has nothing to do
-	drain     *time.Timer // for the end of Consume
+	drain     *time.Timer // for the contexts of the handlers, once stopping
+	results   *time.Timer // for the end of Consume without the results of settlements
 }
 
 // task is an event in hand.
@@ -117,6 +120,10 @@ const maxUnanswered = 100_000
 // is left to do.
 const farewellPatience = 2 * time.Second
 
+// resultsPatience is how long the gateway has for the results of the last settlements, after
+// DrainTimeout and the last handler.
+const resultsPatience = 2 * time.Second
+
 func newConsumer(ctx context.Context, client *Client, subscription string, handler Handler, options ConsumeOptions) *consumer {
 	options = options.withDefaults()
 	timer := func() *time.Timer {
@@ -131,7 +138,7 @@ func newConsumer(ctx context.Context, client *Client, subscription string, handl
 		tries:    newTries(options.OnRetry), settleTries: newTries(nil),
 		tasks: map[string]*task{}, deliveries: map[string]*task{}, busy: map[string]bool{},
 		returned: make(chan outcome, options.Concurrency), answers: make(chan answer, 1),
-		reconnect: timer(), watchdog: timer(), tick: timer(), retry: timer(), farewell: timer(), drain: timer(),
+		reconnect: timer(), watchdog: timer(), tick: timer(), retry: timer(), farewell: timer(), drain: timer(), results: timer(),
 	}
 }
 
@@ -153,7 +160,7 @@ func (c *consumer) run(ctx context.Context) error {
 		}
 		c.begin()
 		c.speak(ctxCalls)
-		if c.stopping && (c.overdue && c.running == 0 || len(c.tasks) == 0 && c.session == nil && !c.asking) {
+		if c.done() {
 			return c.err
 		}
 		var incoming <-chan received
@@ -201,8 +208,26 @@ func (c *consumer) run(ctx context.Context) error {
 					t.cancel(ErrDrainTimeout)
 				}
 			}
+		case <-c.results.C:
+			c.expired = true
 		}
 	}
+}
+
+// done reports whether Consume can return. After DrainTimeout, it gives the results of the last
+// settlements a little time once the last handler has returned.
+func (c *consumer) done() bool {
+	if !c.stopping || c.running > 0 {
+		return false
+	}
+	if !c.overdue {
+		return len(c.tasks) == 0 && c.session == nil && !c.asking
+	}
+	if !c.awaiting {
+		c.awaiting = true
+		c.results.Reset(resultsPatience)
+	}
+	return c.expired || len(c.tasks) == 0
 }
 
 // connect begins a session.
