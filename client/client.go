@@ -13,6 +13,7 @@ package client
 
 import (
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -34,6 +35,7 @@ type Client struct {
 	conn          *grpc.ClientConn
 	orders        ordergatev1.OrderServiceClient
 	subscriptions ordergatev1.SubscriptionServiceClient
+	sentToken     *atomic.Pointer[string] // the token sent last; nil without a token source
 }
 
 // New returns a client of the gateway at target, HOST:PORT or another name that
@@ -41,10 +43,19 @@ type Client struct {
 //
 // The options say how to connect, and must name the transport's credentials:
 // [grpc.WithTransportCredentials] with [credentials.NewTLS], or with
-// [insecure.NewCredentials] on one machine. [WithToken] adds a token; [Credentials]
-// makes all of these from files and flags. New adds what a connection that is
+// [insecure.NewCredentials] on one machine. [WithToken] adds a token, and
+// [WithTokenSource] one that is renewed; [Credentials] makes all of these from files
+// and flags. New adds what a connection that is
 // idle for hours needs, before the options, which may change it: pings that
 // find a dead connection within 40 s, and a new try at least every 12 s or so.
+//
+// Several gateways that share a log can have one name in DNS. With a target such as
+// dns:///gateways.example:50051 and the policy round_robin, the client connects to
+// each address, opens every stream at the next one, and leaves out those that do not
+// answer:
+//
+//	client.New("dns:///gateways.example:50051", append(options,
+//		grpc.WithDefaultServiceConfig(`{"loadBalancingConfig": [{"round_robin": {}}]}`))...)
 //
 // [credentials.NewTLS]: https://pkg.go.dev/google.golang.org/grpc/credentials#NewTLS
 // [insecure.NewCredentials]: https://pkg.go.dev/google.golang.org/grpc/credentials/insecure#NewCredentials
@@ -63,7 +74,13 @@ func New(target string, options ...grpc.DialOption) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Client{conn, ordergatev1.NewOrderServiceClient(conn), ordergatev1.NewSubscriptionServiceClient(conn)}, nil
+	c := &Client{conn: conn, orders: ordergatev1.NewOrderServiceClient(conn), subscriptions: ordergatev1.NewSubscriptionServiceClient(conn)}
+	for _, option := range options {
+		if token, ok := option.(tokenOption); ok {
+			c.sentToken = token.sent
+		}
+	}
+	return c, nil
 }
 
 // Close ends the connection. A Watch or Consume that is under way ends with an

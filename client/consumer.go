@@ -135,7 +135,7 @@ func newConsumer(ctx context.Context, client *Client, subscription string, handl
 		client: client, handler: handler, options: options, open: options.open(subscription),
 		ctx:      context.WithoutCancel(ctx),
 		patience: patienceOf(options.Heartbeat),
-		tries:    newTries(options.OnRetry), settleTries: newTries(nil),
+		tries:    client.newTries(options.OnRetry), settleTries: client.newTries(nil),
 		tasks: map[string]*task{}, deliveries: map[string]*task{}, busy: map[string]bool{},
 		returned: make(chan outcome, options.Concurrency), answers: make(chan answer, 1),
 		reconnect: timer(), watchdog: timer(), tick: timer(), retry: timer(), farewell: timer(), drain: timer(), results: timer(),
@@ -259,7 +259,7 @@ func (c *consumer) disconnected(err error, ctxEnded bool) {
 	}
 	switch {
 	case c.stopping || ctxEnded:
-	case permanent(err) || c.client.closed():
+	case c.tries.permanent(err) || c.client.closed():
 		c.err = explained(err)
 		c.stop()
 	default:
@@ -646,7 +646,7 @@ func (c *consumer) acknowledge(ctx context.Context) {
 
 func (c *consumer) answered(a answer) {
 	c.asking = false
-	if a.err != nil && (permanent(a.err) || c.client.closed()) {
+	if a.err != nil && (c.tries.permanent(a.err) || c.client.closed()) {
 		c.mute = true
 		for _, t := range c.tasks {
 			if t.state == taskFinished {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync/atomic"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -69,14 +70,29 @@ func retryDelay(err error) time.Duration {
 // tries says how long to wait between one try and the next. The waits grow, and
 // have jitter.
 type tries struct {
-	pause   *backoff.ExponentialBackOff
-	onRetry func(error, time.Duration) // may be nil
+	pause     *backoff.ExponentialBackOff
+	onRetry   func(error, time.Duration) // may be nil
+	sentToken *atomic.Pointer[string]    // the client's; nil without a token source
+	refused   *string                    // the token that the gateway refused last
 }
 
-func newTries(onRetry func(error, time.Duration)) *tries {
+func (c *Client) newTries(onRetry func(error, time.Duration)) *tries {
 	pause := backoff.NewExponentialBackOff()
 	pause.MaxInterval = maxPause
-	return &tries{pause, onRetry}
+	return &tries{pause: pause, onRetry: onRetry, sentToken: c.sentToken}
+}
+
+// permanent reports whether another try would end like the one that ended with err. A token source
+// may have another token the next time.
+func (t *tries) permanent(err error) bool {
+	if t.sentToken != nil && status.Code(err) == codes.Unauthenticated {
+		sent := t.sentToken.Load()
+		if sent != nil && (t.refused == nil || *sent != *t.refused) {
+			t.refused = sent
+			return false
+		}
+	}
+	return permanent(err)
 }
 
 // wait returns how long to wait after a try that ended with err, and tells of it.
@@ -91,4 +107,7 @@ func (t *tries) wait(err error) time.Duration {
 }
 
 // reset begins with short waits again: a try came to something.
-func (t *tries) reset() { t.pause.Reset() }
+func (t *tries) reset() {
+	t.pause.Reset()
+	t.refused = nil
+}

@@ -101,13 +101,13 @@ type watch struct {
 // run reads one stream after the other until ctx ends, the loop is left, or an
 // error is permanent.
 func (w *watch) run(ctx context.Context) error {
-	tries := newTries(w.onRetry)
+	tries := w.client.newTries(w.onRetry)
 	for ctx.Err() == nil {
 		received, err := w.read(ctx)
 		if err == nil || ctx.Err() != nil {
 			return nil
 		}
-		if permanent(err) || w.client.closed() {
+		if tries.permanent(err) || w.client.closed() {
 			return explained(err)
 		}
 		if received {
