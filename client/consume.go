@@ -131,8 +131,9 @@ type ConsumeOptions struct {
 	// others in hand are then delivered again.
 	CrashOnPanic bool
 
-	// Logger takes the panics of handlers and the gateway's warnings about the filter
-	// of a subscription that Create made: slog.Default() when nil.
+	// Logger takes the panics of handlers, the gateway's warnings about the filter of a
+	// subscription that Create made, and a warning for each retry if OnRetry is nil:
+	// slog.Default() when nil.
 	Logger *slog.Logger
 	// OnOpen, if set, is called whenever a stream was opened, with what the gateway
 	// says about it: the settings of the subscription, and whether Create made it.
@@ -140,8 +141,9 @@ type ConsumeOptions struct {
 	OnOpen func(opened *ordergatev1.ConsumeOpened)
 	// OnRetry, if set, is called before each wait for another try, with what
 	// ended or refused the stream, or with what refused the last settlements
-	// while stopping. It is for the log: Consume goes on by itself. It must
-	// return soon: leases are not extended while it runs.
+	// while stopping. It is for the log: Consume goes on by itself, and as soon as a
+	// failing connection works again. It must return soon: leases are not extended
+	// while it runs.
 	OnRetry func(err error, wait time.Duration)
 }
 
@@ -174,8 +176,9 @@ type ConsumeOptions struct {
 //
 // An error is returned in the same way, with the time to finish: a gRPC status
 // of the codes that end a Watch (NOT_FOUND: there is no such subscription and no
-// Create, or it was deleted), an [*ExpiredError] for a resume token in Start, or
-// CANCELED when the client was closed.
+// Create, or it was deleted), an [*ExpiredError] for a resume token in Start,
+// [ErrConfiguration] for a connection that cannot work, such as one with an unknown
+// certificate authority, or CANCELED when the client was closed.
 func (c *Client) Consume(ctx context.Context, subscription string, handler Handler, options ConsumeOptions) error {
 	if err := checkConsume(subscription, handler, &options); err != nil {
 		return err
@@ -195,6 +198,9 @@ func (o ConsumeOptions) withDefaults() ConsumeOptions {
 	o.Heartbeat = cmp.Or(o.Heartbeat, defaultHeartbeat)
 	o.DrainTimeout = cmp.Or(o.DrainTimeout, 20*time.Second)
 	o.Logger = cmp.Or(o.Logger, slog.Default())
+	if o.OnRetry == nil {
+		o.OnRetry = logRetries(o.Logger)
+	}
 	return o
 }
 

@@ -52,6 +52,9 @@ type consumer struct {
 	mute     bool  // settlements cannot be sent any more
 	err      error // what Consume returns
 
+	connected <-chan struct{}    // closed when a failing connection works, for the next session; may be nil
+	unawait   context.CancelFunc // ends the wait for it
+
 	reconnect *time.Timer // for the next session
 	watchdog  *time.Timer // for the next message
 	tick      *time.Timer // for looking after the tasks
@@ -133,7 +136,7 @@ func newConsumer(ctx context.Context, client *Client, subscription string, handl
 	}
 	return &consumer{
 		client: client, handler: handler, options: options, open: options.open(subscription),
-		ctx:      context.WithoutCancel(ctx),
+		ctx: context.WithoutCancel(ctx), unawait: func() {},
 		patience: patienceOf(options.Heartbeat),
 		tries:    client.newTries(options.OnRetry), settleTries: client.newTries(nil),
 		tasks: map[string]*task{}, deliveries: map[string]*task{}, busy: map[string]bool{},
@@ -149,6 +152,7 @@ func (c *consumer) run(ctx context.Context) error {
 		if c.session != nil {
 			c.session.close()
 		}
+		c.unawait()
 		endCalls()
 		c.calls.Wait()
 	}()
@@ -188,6 +192,8 @@ func (c *consumer) run(ctx context.Context) error {
 		case a := <-c.answers:
 			c.answered(a)
 		case <-c.reconnect.C:
+			c.connect()
+		case <-c.connected:
 			c.connect()
 		case <-c.watchdog.C:
 			c.session.cancel(silence(c.patience))
@@ -230,8 +236,23 @@ func (c *consumer) done() bool {
 	return c.expired || len(c.tasks) == 0
 }
 
+// connectLater begins a session after a wait, or as soon as a failing connection works.
+func (c *consumer) connectLater(wait time.Duration) {
+	c.reconnect.Reset(wait)
+	ctx, cancel := context.WithCancel(c.ctx)
+	c.connected, c.unawait = c.client.awaitConnection(ctx, c.calls.Go), cancel
+}
+
+// endWait ends what connectLater began.
+func (c *consumer) endWait() {
+	c.reconnect.Stop()
+	c.unawait()
+	c.connected = nil
+}
+
 // connect begins a session.
 func (c *consumer) connect() {
+	c.endWait()
 	c.sessions++
 	c.session = newSession(c.ctx, c.client.subscriptions, c.open)
 	c.watchdog.Reset(c.patience)
@@ -263,14 +284,14 @@ func (c *consumer) disconnected(err error, ctxEnded bool) {
 		c.err = explained(err)
 		c.stop()
 	default:
-		c.reconnect.Reset(c.tries.wait(err))
+		c.connectLater(c.tries.wait(err))
 	}
 }
 
 // stop begins the end: nothing new is begun.
 func (c *consumer) stop() {
 	c.stopping = true
-	c.reconnect.Stop()
+	c.endWait()
 	c.drain.Reset(c.options.DrainTimeout)
 	queue := c.queue
 	c.queue = nil

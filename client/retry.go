@@ -1,9 +1,11 @@
 package client
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"sync/atomic"
 	"time"
 
@@ -25,6 +27,8 @@ const (
 	missedHeartbeats = 3
 	// maxPause bounds how long is waited between two tries, before jitter.
 	maxPause = 10 * time.Second
+	// maxDialPause bounds how long is waited between two dials, before jitter.
+	maxDialPause = 5 * time.Second
 	// maxRetryDelay bounds the wait that a gateway can ask for.
 	maxRetryDelay = time.Minute
 )
@@ -42,9 +46,23 @@ func silence(patience time.Duration) error {
 // ended is what a stream ended with: an error, also when it ended with OK.
 func ended(err error) error {
 	if errors.Is(err, io.EOF) {
-		return status.Error(codes.Unavailable, "the gateway ended the stream")
+		return errEnded
 	}
 	return err
+}
+
+// errEnded is the error of a stream that ended with OK, such as one of a gateway that drains.
+var errEnded = status.Error(codes.Unavailable, "the gateway ended the stream")
+
+// logRetries returns an OnRetry that logs.
+func logRetries(logger *slog.Logger) func(error, time.Duration) {
+	return func(err error, wait time.Duration) {
+		level := slog.LevelWarn
+		if errors.Is(err, errEnded) {
+			level = slog.LevelInfo
+		}
+		logger.Log(context.Background(), level, "stream from the gateway ended; opening another", "error", err, "wait", wait.Round(time.Millisecond))
+	}
 }
 
 // permanent reports whether another try would end like this one.
@@ -92,7 +110,7 @@ func (t *tries) permanent(err error) bool {
 			return false
 		}
 	}
-	return permanent(err)
+	return permanent(err) || configurationHint(err) != ""
 }
 
 // wait returns how long to wait after a try that ended with err, and tells of it.
