@@ -58,12 +58,25 @@ type Delivery struct {
 	// CANCEL, whatever the directive in Event is. Unspecified from a gateway that does
 	// not say.
 	LatestDirective ordergatev1.Directive
+
+	lease *lease // nil outside of Consume
+}
+
+// LeaseExpireTime returns the time, by the local clock, at which the handler's context
+// ends unless the gateway confirms another extension before. It moves on while Consume
+// extends the lease. It is zero for a Delivery that does not come from Consume.
+func (d *Delivery) LeaseExpireTime() time.Time {
+	if d.lease == nil {
+		return time.Time{}
+	}
+	return d.lease.end()
 }
 
 var (
 	// ErrLeaseLost is why a handler's context ends when the event is not its own
 	// any more: the gateway may have given it to another worker, or does so
-	// soon. It is wrapped when the reason is MaxExtension.
+	// soon. It is wrapped when the reason is MaxExtension, or a lease that has expired
+	// by the local clock because the gateway confirmed no extension.
 	ErrLeaseLost = errors.New("the lease of the event is lost")
 	// ErrDrainTimeout is why a handler's context ends when Consume was stopped
 	// and DrainTimeout is over.
@@ -159,10 +172,10 @@ type ConsumeOptions struct {
 // When the stream breaks, is refused for a while, falls silent, or is ended by a
 // gateway that drains, it is opened again, with the waits that [Client.Watch]
 // has. Handlers go on meanwhile; what they return is settled on the new stream.
-// If the gateway delivers such an event again, no second handler is started. If
-// it does not for an ack deadline, and the lease is found to be lost, the
-// handler's context ends. Events that no handler had begun with are dropped:
-// they are delivered again.
+// If the gateway delivers such an event again, no second handler is started. A
+// handler's context ends when its lease has expired by the local clock: an ack deadline
+// after the delivery or the last confirmed extension. Events that no handler had begun
+// with are dropped: they are delivered again.
 //
 // When ctx ends, Consume tells the gateway to stop, gives back what no handler
 // has begun with, lets the others finish, settles their deliveries, and returns

@@ -72,12 +72,14 @@ type task struct {
 	state        taskState
 	came         time.Time // first
 	leased       time.Time // when the lease began or an extension was sent, last
-	extending    int       // extensions without a result on this session
-	renew        bool      // is in extensions
-	lost         bool      // the lease is; nothing is extended
+	lease        *lease
+	extending    []time.Time // when the extensions without a result on this session were sent
+	renew        bool        // is in extensions
+	lost         bool        // the lease is; nothing is extended
 
 	delivery *Delivery               // until the handler has returned
 	cancel   context.CancelCauseFunc // of the handler, once it runs
+	expiry   *time.Timer             // calls cancel when the lease expires, once it runs
 
 	// Once finished:
 
@@ -270,7 +272,7 @@ func (c *consumer) disconnected(err error, ctxEnded bool) {
 	c.sendStop = false
 	c.queue, c.extensions, c.outbox, c.retrying = nil, nil, nil, nil
 	for _, t := range c.tasks {
-		t.extending, t.renew, t.queued, t.waiting = 0, false, false, false
+		t.extending, t.renew, t.queued, t.waiting = nil, false, false, false
 		switch {
 		case t.state == taskQueued, t.neverBegun:
 			c.forget(t)
@@ -317,6 +319,10 @@ func (c *consumer) begin() {
 		}
 		t := c.queue[i]
 		c.queue = slices.Delete(c.queue, i, i+1)
+		if t.lease.remaining() <= 0 {
+			c.forget(t) // another worker may have it; else it is delivered again
+			continue
+		}
 		t.state = taskRunning
 		c.busy[t.order] = true
 		c.running++
@@ -324,6 +330,7 @@ func (c *consumer) begin() {
 			fmt.Errorf("%w: it was kept for %v", ErrLeaseLost, c.options.MaxExtension))
 		ctx, cancel := context.WithCancelCause(lasting)
 		t.cancel = cancel
+		t.expiry = time.AfterFunc(t.lease.remaining(), func() { cancel(errLeaseExpired) })
 		delivery := t.delivery
 		c.calls.Go(func() {
 			err := errExited
@@ -361,7 +368,8 @@ func (c *consumer) finish(o outcome) {
 	c.running--
 	delete(c.busy, t.order)
 	t.state = taskFinished
-	t.delivery, t.cancel = nil, nil
+	t.expiry.Stop()
+	t.delivery, t.cancel, t.expiry = nil, nil, nil
 	t.nack = nackOf(o.err)
 	c.settle(t)
 }
@@ -480,7 +488,7 @@ func (c *consumer) deliver(d *ordergatev1.Delivery) {
 		if len(c.queue)+c.running >= 2*c.options.MaxOutstandingEvents+c.options.Concurrency || len(c.tasks) >= maxUnanswered {
 			return
 		}
-		t = &task{event: event, order: d.GetEvent().GetOrder().GetId(), came: time.Now()}
+		t = &task{event: event, order: d.GetEvent().GetOrder().GetId(), came: time.Now(), lease: new(lease)}
 		if t.order == "" {
 			t.order = "\x00" + event
 		}
@@ -489,7 +497,8 @@ func (c *consumer) deliver(d *ordergatev1.Delivery) {
 		delete(c.deliveries, t.id)
 	}
 	c.deliveries[id] = t
-	t.id, t.session, t.leased, t.extending, t.lost = id, c.sessions, time.Now(), 0, false
+	t.id, t.session, t.leased, t.extending, t.lost = id, c.sessions, time.Now(), nil, false
+	c.confirmLease(t, t.leased)
 	switch {
 	case t.state == taskRunning:
 	case t.state == taskFinished:
@@ -506,6 +515,7 @@ func (c *consumer) deliver(d *ordergatev1.Delivery) {
 		t.delivery = &Delivery{
 			ID: id, Event: d.GetEvent(), Attempt: int(d.GetAttempt()), Redriven: d.GetRedriven(),
 			ReplacedRevisions: d.GetReplacedRevisions(), LatestRevision: d.GetLatestRevision(), LatestDirective: d.GetLatestDirective(),
+			lease: t.lease,
 		}
 	}
 }
@@ -527,7 +537,7 @@ func (c *consumer) result(r *ordergatev1.DeliveryResult) {
 		final = true
 	}
 	ok := r.GetCode() == ordergatev1.DeliveryResultCode_DELIVERY_RESULT_CODE_OK
-	extension := t.sent.IsZero() || t.extending > 0 && (!ok || r.GetLeaseExpireTime() != nil)
+	extension := t.sent.IsZero() || len(t.extending) > 0 && (!ok || r.GetLeaseExpireTime() != nil)
 	switch {
 	case !extension && final:
 		c.settleTries.reset()
@@ -535,9 +545,13 @@ func (c *consumer) result(r *ordergatev1.DeliveryResult) {
 	case !extension:
 		c.settleLater(func() time.Duration { return c.settleTries.wait(nil) }, t)
 	default:
-		t.extending = max(0, t.extending-1)
+		var sent time.Time
+		if len(t.extending) > 0 {
+			sent, t.extending = t.extending[0], t.extending[1:]
+		}
 		switch {
 		case ok:
+			c.confirmLease(t, sent)
 		case !final:
 			t.leased = time.Time{} // the next look extends it again
 		case t.state == taskQueued:
@@ -547,6 +561,15 @@ func (c *consumer) result(r *ordergatev1.DeliveryResult) {
 			t.lost = true
 			t.cancel(ErrLeaseLost)
 		}
+	}
+}
+
+// confirmLease moves the end of a lease: the gateway confirmed it, or an extension that was sent at
+// a time.
+func (c *consumer) confirmLease(t *task, from time.Time) {
+	t.lease.extend(from.Add(c.session.deadline))
+	if t.expiry != nil {
+		t.expiry.Reset(t.lease.remaining())
 	}
 }
 
@@ -611,8 +634,8 @@ func (c *consumer) speak(ctxCalls context.Context) {
 			c.extensions = c.extensions[1:]
 			t.renew = false
 			if c.holds(t) && !t.lost && !t.queued && t.sent.IsZero() {
-				t.extending++
 				t.leased = time.Now()
+				t.extending = append(t.extending, t.leased)
 				request.Extensions = append(request.Extensions, &ordergatev1.Extension{DeliveryId: t.id})
 			}
 		}

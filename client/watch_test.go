@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
@@ -201,7 +202,7 @@ func read(t *testing.T, c *client.Client, options client.WatchOptions, n int) (t
 
 func expect[T any](t *testing.T, what string, want, got T) {
 	t.Helper()
-	if diff := cmp.Diff(want, got, protocmp.Transform()); diff != "" {
+	if diff := cmp.Diff(want, got, protocmp.Transform(), cmpopts.IgnoreUnexported(client.Delivery{})); diff != "" {
 		t.Errorf("%s: %s", what, diff)
 	}
 }
