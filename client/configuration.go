@@ -13,12 +13,16 @@ import (
 // authority. The wrapped gRPC status has the code UNAVAILABLE.
 var ErrConfiguration = errors.New("the connection to the gateway is misconfigured")
 
+// notGRPC is the text of the error for an answer in HTTP/1.1. Proxies give such answers, too, while
+// the gateway is unavailable.
+const notGRPC = "frame header looked like an HTTP/1.1 header"
+
 // configurationErrors are texts of connection errors, with a hint for each. gRPC keeps only the
 // text of a connection error.
 var configurationErrors = []struct{ text, hint string }{
+	{notGRPC, "the port does not speak gRPC; check the port"},
 	{"tls: failed to verify certificate", "check the authorities (CAFile) and the host name of the target"},
 	{"tls: first record does not look like a TLS handshake", "the port does not speak TLS; check the port, or connect without TLS"},
-	{"frame header looked like an HTTP/1.1 header", "the port does not speak gRPC; check the port"},
 	{"remote error: tls: certificate required", "the gateway requires a client certificate (CertFile, KeyFile)"},
 	{"remote error: tls: bad certificate", "the gateway refused the client certificate (CertFile)"},
 	{"remote error: tls: unknown certificate authority", "the gateway refused the authority of the client certificate (CertFile)"},
@@ -39,4 +43,10 @@ func configurationHint(err error) string {
 		}
 	}
 	return ""
+}
+
+// misconfigured reports whether another try needs another configuration. Once a stream has worked,
+// an answer in HTTP/1.1 comes from a proxy.
+func (t *tries) misconfigured(err error) bool {
+	return configurationHint(err) != "" && !(t.worked && strings.Contains(err.Error(), notGRPC))
 }

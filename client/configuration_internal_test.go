@@ -26,3 +26,17 @@ func TestConfigurationHint(t *testing.T) {
 		}
 	}
 }
+
+// An answer in HTTP/1.1 ends the tries only if no stream has worked.
+func TestMisconfigured(t *testing.T) {
+	proxy := status.Error(codes.Unavailable, `connection error: desc = "error reading server preface: http2: failed reading the frame payload: http2: frame too large, note that the frame header looked like an HTTP/1.1 header"`)
+	authority := status.Error(codes.Unavailable, `connection error: desc = "transport: authentication handshake failed: tls: failed to verify certificate: x509: certificate signed by unknown authority"`)
+	tries := new(Client).newTries(nil)
+	if !tries.permanent(proxy) || !tries.permanent(authority) {
+		t.Error("a wrong configuration is not permanent")
+	}
+	tries.reset()
+	if tries.permanent(proxy) || !tries.permanent(authority) {
+		t.Error("after a stream, the answer of a proxy must not be permanent, an unknown authority must be")
+	}
+}

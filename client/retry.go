@@ -92,6 +92,7 @@ type tries struct {
 	onRetry   func(error, time.Duration) // may be nil
 	sentToken *atomic.Pointer[string]    // the client's; nil without a token source
 	refused   *string                    // the token that the gateway refused last
+	worked    bool                       // a stream has worked
 }
 
 func (c *Client) newTries(onRetry func(error, time.Duration)) *tries {
@@ -110,7 +111,7 @@ func (t *tries) permanent(err error) bool {
 			return false
 		}
 	}
-	return permanent(err) || configurationHint(err) != ""
+	return permanent(err) || t.misconfigured(err)
 }
 
 // wait returns how long to wait after a try that ended with err, and tells of it.
@@ -127,5 +128,5 @@ func (t *tries) wait(err error) time.Duration {
 // reset begins with short waits again: a try came to something.
 func (t *tries) reset() {
 	t.pause.Reset()
-	t.refused = nil
+	t.refused, t.worked = nil, true
 }
