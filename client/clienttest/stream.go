@@ -34,7 +34,7 @@ type stream struct {
 	deliveries int
 	stopped    bool
 	draining   bool
-	told       bool // draining was sent
+	drainSent  bool // draining was sent
 	broken     bool
 }
 
@@ -115,8 +115,8 @@ func (g *Gateway) message(st *stream) *ordergatev1.ConsumeResponse {
 		results := &ordergatev1.DeliveryResults{Results: st.results}
 		st.results = nil
 		return &ordergatev1.ConsumeResponse{Payload: &ordergatev1.ConsumeResponse_Results{Results: results}}
-	case st.draining && !st.told:
-		st.told = true
+	case st.draining && !st.drainSent:
+		st.drainSent = true
 		return &ordergatev1.ConsumeResponse{Payload: &ordergatev1.ConsumeResponse_Draining{Draining: &ordergatev1.Draining{}}}
 	case st.stopped || st.draining || st.broken || g.outstanding(st) >= st.window:
 		return nil
