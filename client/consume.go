@@ -7,13 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math"
 	"os"
 	"strings"
 	"time"
 
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
@@ -30,7 +27,10 @@ import (
 // [ErrLeaseLost] or [ErrDrainTimeout]. It does not end with the context given to
 // Consume, whose values it has. Its deadline is when MaxExtension is over.
 //
-// A panic is not recovered: it ends the program, as anywhere else.
+// A panic is recovered, logged with its stack, and treated like an error: the event
+// is delivered again after the subscription's backoff. The reason is the text of the
+// panic, followed by the innermost functions of the stack. CrashOnPanic restores the
+// crash.
 type Handler func(ctx context.Context, delivery *Delivery) error
 
 // Delivery is an event to be dealt with. It is the handler's alone.
@@ -58,12 +58,25 @@ type Delivery struct {
 	// CANCEL, whatever the directive in Event is. Unspecified from a gateway that does
 	// not say.
 	LatestDirective ordergatev1.Directive
+
+	lease *lease // nil outside of Consume
+}
+
+// LeaseExpireTime returns the time, by the local clock, at which the handler's context
+// ends unless the gateway confirms another extension before. It moves on while Consume
+// extends the lease. It is zero for a Delivery that does not come from Consume.
+func (d *Delivery) LeaseExpireTime() time.Time {
+	if d.lease == nil {
+		return time.Time{}
+	}
+	return d.lease.end()
 }
 
 var (
 	// ErrLeaseLost is why a handler's context ends when the event is not its own
 	// any more: the gateway may have given it to another worker, or does so
-	// soon. It is wrapped when the reason is MaxExtension.
+	// soon. It is wrapped when the reason is MaxExtension, or a lease that has expired
+	// by the local clock because the gateway confirmed no extension.
 	ErrLeaseLost = errors.New("the lease of the event is lost")
 	// ErrDrainTimeout is why a handler's context ends when Consume was stopped
 	// and DrainTimeout is over.
@@ -84,8 +97,8 @@ const (
 
 // ConsumeOptions say how to work on a subscription. The zero value works.
 type ConsumeOptions struct {
-	// Concurrency is how many handlers run at once at most: 10 when 0. Those of
-	// one order never do.
+	// Concurrency is how many handlers run at once at most: 1 to 10,000; 10 when 0.
+	// Those of one order never do.
 	Concurrency int
 	// MaxOutstandingEvents is how many events the gateway may have out with this
 	// worker, those included that wait for a handler: 1 to 10,000; twice
@@ -113,8 +126,10 @@ type ConsumeOptions struct {
 	// heartbeat: 1 s to 10 min, 15 s when 0. A stream that is silent three times
 	// as long is broken off and opened again.
 	Heartbeat time.Duration
-	// DrainTimeout is how long handlers may still run, and settlements be sent,
-	// when Consume is to end: 30 s when 0.
+	// DrainTimeout is how long handlers may still run when Consume is to end: 20 s
+	// when 0. Together with the wait for the results of the last settlements (2 s), it
+	// should be shorter than the grace period of the platform, which is 30 s in
+	// Kubernetes.
 	DrainTimeout time.Duration
 
 	// Create, if set, is the subscription that is made when there is none of that
@@ -125,8 +140,13 @@ type ConsumeOptions struct {
 	// then on when nil.
 	Start *ordergatev1.SubscriptionPosition
 
-	// Logger takes the gateway's warnings about the filter of a subscription that
-	// Create made: slog.Default() when nil.
+	// CrashOnPanic lets the panic of a handler end the program. Its event and all
+	// others in hand are then delivered again.
+	CrashOnPanic bool
+
+	// Logger takes the panics of handlers, the gateway's warnings about the filter of a
+	// subscription that Create made, and a warning for each retry if OnRetry is nil:
+	// slog.Default() when nil.
 	Logger *slog.Logger
 	// OnOpen, if set, is called whenever a stream was opened, with what the gateway
 	// says about it: the settings of the subscription, and whether Create made it.
@@ -134,8 +154,9 @@ type ConsumeOptions struct {
 	OnOpen func(opened *ordergatev1.ConsumeOpened)
 	// OnRetry, if set, is called before each wait for another try, with what
 	// ended or refused the stream, or with what refused the last settlements
-	// while stopping. It is for the log: Consume goes on by itself. It must
-	// return soon: leases are not extended while it runs.
+	// while stopping. It is for the log: Consume goes on by itself, and as soon as a
+	// failing connection works again. It must return soon: leases are not extended
+	// while it runs.
 	OnRetry func(err error, wait time.Duration)
 }
 
@@ -151,23 +172,28 @@ type ConsumeOptions struct {
 // When the stream breaks, is refused for a while, falls silent, or is ended by a
 // gateway that drains, it is opened again, with the waits that [Client.Watch]
 // has. Handlers go on meanwhile; what they return is settled on the new stream.
-// If the gateway delivers such an event again, no second handler is started. If
-// it does not for an ack deadline, and the lease is found to be lost, the
-// handler's context ends. Events that no handler had begun with are dropped:
-// they are delivered again.
+// If the gateway delivers such an event again, no second handler is started. A
+// handler's context ends when its lease has expired by the local clock: an ack deadline
+// after the delivery or the last confirmed extension. Events that no handler had begun
+// with are dropped: they are delivered again.
 //
 // When ctx ends, Consume tells the gateway to stop, gives back what no handler
 // has begun with, lets the others finish, settles their deliveries, and returns
-// nil. After DrainTimeout, it ends the contexts of the handlers that are left
-// and returns as soon as they have; it never leaves one behind, so a handler that
-// does not heed its context keeps Consume from returning.
+// nil. After DrainTimeout, it ends the contexts of the handlers that are left and
+// waits for them, and then up to 2 s for the results of the settlements that have
+// none yet. It never abandons a handler: one that ignores its context keeps Consume
+// from returning.
+//
+// Invalid arguments are refused before anything is sent, with INVALID_ARGUMENT and
+// the name and value of each. The gateway checks the values of filters.
 //
 // An error is returned in the same way, with the time to finish: a gRPC status
 // of the codes that end a Watch (NOT_FOUND: there is no such subscription and no
-// Create, or it was deleted), an [*ExpiredError] for a resume token in Start, or
-// CANCELED when the client was closed.
+// Create, or it was deleted), an [*ExpiredError] for a resume token in Start,
+// [ErrConfiguration] for a connection that cannot work, such as one with an unknown
+// certificate authority, or CANCELED when the client was closed.
 func (c *Client) Consume(ctx context.Context, subscription string, handler Handler, options ConsumeOptions) error {
-	if err := options.check(); err != nil {
+	if err := checkConsume(subscription, handler, &options); err != nil {
 		return err
 	}
 	if ctx.Err() != nil {
@@ -176,32 +202,18 @@ func (c *Client) Consume(ctx context.Context, subscription string, handler Handl
 	return newConsumer(ctx, c, subscription, handler, options).run(ctx)
 }
 
-// check refuses what the gateway does not get to see.
-func (o *ConsumeOptions) check() error {
-	for _, field := range []struct {
-		name  string
-		value int64
-	}{
-		{"Concurrency", int64(o.Concurrency)},
-		{"MaxOutstandingEvents", int64(o.MaxOutstandingEvents)},
-		{"MaxExtension", int64(o.MaxExtension)},
-		{"DrainTimeout", int64(o.DrainTimeout)},
-	} {
-		if field.value < 0 {
-			return status.Errorf(codes.InvalidArgument, "ConsumeOptions.%s is negative", field.name)
-		}
-	}
-	return nil
-}
-
 // withDefaults fills in what is 0. The gateway has the other defaults.
 func (o ConsumeOptions) withDefaults() ConsumeOptions {
 	o.Concurrency = cmp.Or(o.Concurrency, 10)
-	o.MaxOutstandingEvents = cmp.Or(o.MaxOutstandingEvents, min(2*min(o.Concurrency, maxOutstanding), maxOutstanding))
+	o.MaxOutstandingEvents = cmp.Or(o.MaxOutstandingEvents, min(2*o.Concurrency, maxOutstanding))
 	o.ClientID = cmp.Or(o.ClientID, newClientID())
 	o.MaxExtension = cmp.Or(o.MaxExtension, time.Hour)
 	o.Heartbeat = cmp.Or(o.Heartbeat, defaultHeartbeat)
-	o.DrainTimeout = cmp.Or(o.DrainTimeout, 30*time.Second)
+	o.DrainTimeout = cmp.Or(o.DrainTimeout, 20*time.Second)
+	o.Logger = cmp.Or(o.Logger, slog.Default())
+	if o.OnRetry == nil {
+		o.OnRetry = logRetries(o.Logger)
+	}
 	return o
 }
 
@@ -210,7 +222,7 @@ func (o *ConsumeOptions) open(subscription string) *ordergatev1.ConsumeRequest {
 	open := &ordergatev1.ConsumeOpen{
 		Subscription:         subscription,
 		ClientId:             o.ClientID,
-		MaxOutstandingEvents: int32(min(o.MaxOutstandingEvents, math.MaxInt32)),
+		MaxOutstandingEvents: int32(o.MaxOutstandingEvents),
 		MaxOutstandingBytes:  o.MaxOutstandingBytes,
 		HeartbeatInterval:    durationpb.New(o.Heartbeat),
 		Create:               o.Create,
@@ -287,11 +299,14 @@ func nackOf(err error) *ordergatev1.Nack {
 }
 
 // cut makes a text one that the gateway takes as a reason.
-func cut(text string) string {
+func cut(text string) string { return cutTo(text, maxReason) }
+
+// cutTo returns the first n characters of a text, without invalid UTF-8.
+func cutTo(text string, n int) string {
 	text = strings.ToValidUTF8(text, "\uFFFD")
 	characters := 0
 	for i := range text {
-		if characters++; characters > maxReason {
+		if characters++; characters > n {
 			return text[:i]
 		}
 	}

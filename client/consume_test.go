@@ -47,7 +47,7 @@ func TestConsumeOpens(t *testing.T) {
 		} {
 			away := func(*line) error { return errAway }
 			d := newDesk(t, away, away)
-			w := consume(t, d.client(t), nil, tt.options)
+			w := consume(t, d.client(t), idle, tt.options)
 			pass(10 * time.Second)
 			w.stop()
 			expect(t, "calls", 3, d.calls())
@@ -58,12 +58,6 @@ func TestConsumeOpens(t *testing.T) {
 			tt.want.Subscription, tt.want.ClientId = "shipping", id
 			for _, open := range d.opens {
 				expect(t, "open", tt.want, open)
-			}
-		}
-		for _, o := range []client.ConsumeOptions{{Concurrency: -1}, {MaxOutstandingEvents: -1}, {MaxExtension: -1}, {DrainTimeout: -1}} {
-			d := newDesk(t)
-			if err := d.client(t).Consume(t.Context(), "shipping", nil, o); status.Code(err) != codes.InvalidArgument || d.calls() != 0 {
-				t.Errorf("%+v: %v", o, err)
 			}
 		}
 		if a, b := clientID(t), clientID(t); a == b {
@@ -106,7 +100,7 @@ func TestConsumeShowsTheNewestRevision(t *testing.T) {
 
 func clientID(t *testing.T) string {
 	d := newDesk(t)
-	w := consume(t, d.client(t), nil, client.ConsumeOptions{})
+	w := consume(t, d.client(t), idle, client.ConsumeOptions{})
 	synctest.Wait()
 	w.stop()
 	return d.opens[0].GetClientId()
@@ -431,7 +425,7 @@ func TestConsumeBacksOff(t *testing.T) {
 		}
 		d.scenes = append(d.scenes, func(l *line) error { l.opened(30 * time.Second); return errAway })
 		var waits []time.Duration
-		w := consume(t, d.client(t), nil, client.ConsumeOptions{OnRetry: func(_ error, wait time.Duration) { waits = append(waits, wait) }})
+		w := consume(t, d.client(t), idle, client.ConsumeOptions{OnRetry: func(_ error, wait time.Duration) { waits = append(waits, wait) }})
 		pass(time.Hour)
 		w.stop()
 		expect(t, "waits", 22, len(waits))
@@ -1038,12 +1032,11 @@ func TestConsumeExtensionRetryable(t *testing.T) {
 	})
 }
 
-// When a stream broke and the event does not come again here, the handler is
-// told after a while that another has it.
+// When a stream broke and the event does not come again here, the handler's context ends with the
+// lease that began with the delivery.
 func TestConsumeLeaseLostWithTheStream(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var said []string
-		var reopened time.Time
 		d := newDesk(t,
 			func(l *line) error {
 				l.opened(30 * time.Second)
@@ -1053,33 +1046,25 @@ func TestConsumeLeaseLostWithTheStream(t *testing.T) {
 			},
 			func(l *line) error {
 				l.opened(30 * time.Second)
-				reopened = time.Now()
-				for range 3 {
-					l.sleep(9 * time.Second)
-					l.heartbeat()
-				}
-				said = l.next()
-				l.answerExtension(stale, "cs_1.1#1")
 				return l.serve(&said)
 			})
 		var cause error
 		var ended time.Duration
 		w := consume(t, d.client(t), func(ctx context.Context, got *client.Delivery) error {
+			began := time.Now()
 			<-ctx.Done()
-			cause, ended = context.Cause(ctx), time.Since(reopened)
+			cause, ended = context.Cause(ctx), time.Since(began)
 			return nil
 		}, client.ConsumeOptions{})
 		pass(2 * time.Minute)
 		w.stop()
-		expect(t, "said", []string{"extend cs_1.1#1", "ack cs_1.1#1", "stop"}, said)
-		if !errors.Is(cause, client.ErrLeaseLost) || ended < 30*time.Second || ended > 40*time.Second {
+		expect(t, "said", []string{"ack cs_1.1#1", "stop"}, said)
+		if !errors.Is(cause, client.ErrLeaseLost) || ended != 30*time.Second {
 			t.Errorf("after %v: %v", ended, cause)
 		}
 	})
 }
 
-// After MaxExtension nothing is extended: the handler's context ends, and what
-// waited is given back.
 func TestConsumeMaxExtension(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var said []string
@@ -1165,7 +1150,7 @@ func TestConsumeStoppedBefore(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
 		d := newDesk(t)
-		if err := d.client(t).Consume(ctx, "shipping", nil, client.ConsumeOptions{}); err != nil || d.calls() != 0 {
+		if err := d.client(t).Consume(ctx, "shipping", idle, client.ConsumeOptions{}); err != nil || d.calls() != 0 {
 			t.Error(err)
 		}
 	})
@@ -1198,7 +1183,62 @@ func TestConsumeDrainTimeout(t *testing.T) {
 	})
 }
 
-// A gateway that does not answer is waited for until DrainTimeout is over.
+// Handlers that end at ErrDrainTimeout are settled: up to 2 s is left for the results.
+func TestConsumeSettlesAtDrainTimeout(t *testing.T) {
+	for _, tt := range []struct {
+		name        string
+		answer      time.Duration // after the settlement
+		broken      bool          // the stream breaks before
+		want        time.Duration
+		settlements []string
+	}{
+		{"at once", 0, false, 20 * time.Second, []string{"ack cs_1.1#1", "retry cs_2.1#1 - stopped half way"}},
+		{"slowly", 1500 * time.Millisecond, false, 21500 * time.Millisecond, []string{"ack cs_1.1#1", "retry cs_2.1#1 - stopped half way"}},
+		{"too late", time.Hour, false, 22 * time.Second, []string{"ack cs_1.1#1", "retry cs_2.1#1 - stopped half way"}},
+		{"without a stream", 0, true, 20 * time.Second, nil},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var settled []string
+				d := newDesk(t, func(l *line) error {
+					l.opened(10 * time.Minute)
+					l.deliver("cs_1.1#1", "cs_2.1#1")
+					if tt.broken {
+						l.sleep(5 * time.Second)
+						return errAway
+					}
+					for len(settled) < 2 {
+						for _, word := range l.hear(1) {
+							if word != "stop" {
+								settled = append(settled, word)
+							}
+						}
+					}
+					slices.Sort(settled)
+					l.sleep(tt.answer)
+					l.answer(ok, "cs_1.1#1", "cs_2.1#1")
+					return l.serve()
+				})
+				w := consume(t, d.client(t), func(ctx context.Context, got *client.Delivery) error {
+					<-ctx.Done()
+					if got.Event.GetId() == "cs_1.1" {
+						return nil // it had finished its work
+					}
+					return errors.New("stopped half way")
+				}, client.ConsumeOptions{Heartbeat: time.Minute})
+				pass(time.Second)
+				expect(t, "took", tt.want, w.stop())
+				expect(t, "settled", tt.settlements, settled)
+				if tt.broken {
+					slices.Sort(d.acknowledged)
+					expect(t, "acknowledged", []string{"ack cs_1.1#1", "retry cs_2.1#1 - stopped half way"}, d.acknowledged)
+				}
+			})
+		})
+	}
+}
+
+// A gateway that does not answer is waited for until 2 s after DrainTimeout.
 func TestConsumeStopsWithoutAnswers(t *testing.T) {
 	for name, scene := range map[string]func(*line) error{
 		"no results": func(l *line) error {
@@ -1226,7 +1266,7 @@ func TestConsumeStopsWithoutAnswers(t *testing.T) {
 				d := newDesk(t, scene)
 				w := consume(t, d.client(t), func(ctx context.Context, _ *client.Delivery) error { return nil }, client.ConsumeOptions{})
 				synctest.Wait()
-				expect(t, "took", 30*time.Second, w.stop())
+				expect(t, "took", 22*time.Second, w.stop())
 			})
 		})
 	}
@@ -1303,8 +1343,8 @@ func TestConsumeStreamBreaksWhileStopping(t *testing.T) {
 	})
 }
 
-// A gateway that is gone for good while the worker stops is waited for until
-// DrainTimeout is over.
+// A gateway that is gone for good while the worker stops is waited for until 2 s
+// after DrainTimeout.
 func TestConsumeGatewayGoneWhileStopping(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := newDesk(t, func(l *line) error { l.opened(30 * time.Second); l.deliver("cs_1.1#1"); return l.serve() })
@@ -1312,7 +1352,7 @@ func TestConsumeGatewayGoneWhileStopping(t *testing.T) {
 		synctest.Wait()
 		d.server.Stop()
 		pass(5 * time.Second)
-		expect(t, "took", 30*time.Second, w.stop())
+		expect(t, "took", 22*time.Second, w.stop())
 		expect(t, "acknowledged", 0, len(d.acknowledged))
 	})
 }
@@ -1426,7 +1466,7 @@ func TestConsumeExpired(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		info := &errdetails.ErrorInfo{Domain: "ordergate", Reason: "RESUME_TOKEN_EXPIRED", Metadata: map[string]string{"earliest_resume_token": "9"}}
 		d := newDesk(t, func(l *line) error { return problem(codes.OutOfRange, info) })
-		err := d.client(t).Consume(t.Context(), "shipping", nil, client.ConsumeOptions{})
+		err := d.client(t).Consume(t.Context(), "shipping", idle, client.ConsumeOptions{})
 		var expired *client.ExpiredError
 		if !errors.As(err, &expired) || expired.EarliestResumeToken != "9" {
 			t.Error(err)
@@ -1446,7 +1486,7 @@ func TestConsumeClosedClient(t *testing.T) {
 		if err := w.wait(); status.Code(err) != codes.Canceled || time.Since(began) != 10*time.Second {
 			t.Errorf("%v after %v", err, time.Since(began))
 		}
-		if err := c.Consume(t.Context(), "shipping", nil, client.ConsumeOptions{}); status.Code(err) != codes.Canceled {
+		if err := c.Consume(t.Context(), "shipping", idle, client.ConsumeOptions{}); status.Code(err) != codes.Canceled {
 			t.Error(err)
 		}
 	})

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"slices"
 	"sync"
 	"time"
@@ -48,15 +47,21 @@ type consumer struct {
 
 	stopping bool
 	overdue  bool  // DrainTimeout is over
+	awaiting bool  // DrainTimeout is over, and all handlers have returned: results has been set
+	expired  bool  // the wait for results is over
 	mute     bool  // settlements cannot be sent any more
 	err      error // what Consume returns
+
+	connected <-chan struct{}    // closed when a failing connection works, for the next session; may be nil
+	unawait   context.CancelFunc // ends the wait for it
 
 	reconnect *time.Timer // for the next session
 	watchdog  *time.Timer // for the next message
 	tick      *time.Timer // for looking after the tasks
 	retry     *time.Timer // for the settlements in retrying
 	farewell  *time.Timer // for the end of a session that has nothing to do
-	drain     *time.Timer // for the end of Consume
+	drain     *time.Timer // for the contexts of the handlers, once stopping
+	results   *time.Timer // for the end of Consume without the results of settlements
 }
 
 // task is an event in hand.
@@ -67,12 +72,14 @@ type task struct {
 	state        taskState
 	came         time.Time // first
 	leased       time.Time // when the lease began or an extension was sent, last
-	extending    int       // extensions without a result on this session
-	renew        bool      // is in extensions
-	lost         bool      // the lease is; nothing is extended
+	lease        *lease
+	extending    []time.Time // when the extensions without a result on this session were sent
+	renew        bool        // is in extensions
+	lost         bool        // the lease is; nothing is extended
 
 	delivery *Delivery               // until the handler has returned
 	cancel   context.CancelCauseFunc // of the handler, once it runs
+	expiry   *time.Timer             // calls cancel when the lease expires, once it runs
 
 	// Once finished:
 
@@ -118,6 +125,10 @@ const maxUnanswered = 100_000
 // is left to do.
 const farewellPatience = 2 * time.Second
 
+// resultsPatience is how long the gateway has for the results of the last settlements, after
+// DrainTimeout and the last handler.
+const resultsPatience = 2 * time.Second
+
 func newConsumer(ctx context.Context, client *Client, subscription string, handler Handler, options ConsumeOptions) *consumer {
 	options = options.withDefaults()
 	timer := func() *time.Timer {
@@ -127,12 +138,12 @@ func newConsumer(ctx context.Context, client *Client, subscription string, handl
 	}
 	return &consumer{
 		client: client, handler: handler, options: options, open: options.open(subscription),
-		ctx:      context.WithoutCancel(ctx),
+		ctx: context.WithoutCancel(ctx), unawait: func() {},
 		patience: patienceOf(options.Heartbeat),
-		tries:    newTries(options.OnRetry), settleTries: newTries(nil),
+		tries:    client.newTries(options.OnRetry), settleTries: client.newTries(nil),
 		tasks: map[string]*task{}, deliveries: map[string]*task{}, busy: map[string]bool{},
 		returned: make(chan outcome, options.Concurrency), answers: make(chan answer, 1),
-		reconnect: timer(), watchdog: timer(), tick: timer(), retry: timer(), farewell: timer(), drain: timer(),
+		reconnect: timer(), watchdog: timer(), tick: timer(), retry: timer(), farewell: timer(), drain: timer(), results: timer(),
 	}
 }
 
@@ -143,6 +154,7 @@ func (c *consumer) run(ctx context.Context) error {
 		if c.session != nil {
 			c.session.close()
 		}
+		c.unawait()
 		endCalls()
 		c.calls.Wait()
 	}()
@@ -154,7 +166,7 @@ func (c *consumer) run(ctx context.Context) error {
 		}
 		c.begin()
 		c.speak(ctxCalls)
-		if c.stopping && (c.overdue && c.running == 0 || len(c.tasks) == 0 && c.session == nil && !c.asking) {
+		if c.done() {
 			return c.err
 		}
 		var incoming <-chan received
@@ -183,6 +195,8 @@ func (c *consumer) run(ctx context.Context) error {
 			c.answered(a)
 		case <-c.reconnect.C:
 			c.connect()
+		case <-c.connected:
+			c.connect()
 		case <-c.watchdog.C:
 			c.session.cancel(silence(c.patience))
 		case <-c.tick.C:
@@ -202,12 +216,45 @@ func (c *consumer) run(ctx context.Context) error {
 					t.cancel(ErrDrainTimeout)
 				}
 			}
+		case <-c.results.C:
+			c.expired = true
 		}
 	}
 }
 
+// done reports whether Consume can return. After DrainTimeout, it gives the results of the last
+// settlements a little time once the last handler has returned.
+func (c *consumer) done() bool {
+	if !c.stopping || c.running > 0 {
+		return false
+	}
+	if !c.overdue {
+		return len(c.tasks) == 0 && c.session == nil && !c.asking
+	}
+	if !c.awaiting {
+		c.awaiting = true
+		c.results.Reset(resultsPatience)
+	}
+	return c.expired || len(c.tasks) == 0
+}
+
+// connectLater begins a session after a wait, or as soon as a failing connection works.
+func (c *consumer) connectLater(wait time.Duration) {
+	c.reconnect.Reset(wait)
+	ctx, cancel := context.WithCancel(c.ctx)
+	c.connected, c.unawait = c.client.awaitConnection(ctx, c.calls.Go), cancel
+}
+
+// endWait ends what connectLater began.
+func (c *consumer) endWait() {
+	c.reconnect.Stop()
+	c.unawait()
+	c.connected = nil
+}
+
 // connect begins a session.
 func (c *consumer) connect() {
+	c.endWait()
 	c.sessions++
 	c.session = newSession(c.ctx, c.client.subscriptions, c.open)
 	c.watchdog.Reset(c.patience)
@@ -225,7 +272,7 @@ func (c *consumer) disconnected(err error, ctxEnded bool) {
 	c.sendStop = false
 	c.queue, c.extensions, c.outbox, c.retrying = nil, nil, nil, nil
 	for _, t := range c.tasks {
-		t.extending, t.renew, t.queued, t.waiting = 0, false, false, false
+		t.extending, t.renew, t.queued, t.waiting = nil, false, false, false
 		switch {
 		case t.state == taskQueued, t.neverBegun:
 			c.forget(t)
@@ -235,18 +282,18 @@ func (c *consumer) disconnected(err error, ctxEnded bool) {
 	}
 	switch {
 	case c.stopping || ctxEnded:
-	case permanent(err) || c.client.closed():
+	case c.tries.permanent(err) || c.client.closed():
 		c.err = explained(err)
 		c.stop()
 	default:
-		c.reconnect.Reset(c.tries.wait(err))
+		c.connectLater(c.tries.wait(err))
 	}
 }
 
 // stop begins the end: nothing new is begun.
 func (c *consumer) stop() {
 	c.stopping = true
-	c.reconnect.Stop()
+	c.endWait()
 	c.drain.Reset(c.options.DrainTimeout)
 	queue := c.queue
 	c.queue = nil
@@ -272,6 +319,10 @@ func (c *consumer) begin() {
 		}
 		t := c.queue[i]
 		c.queue = slices.Delete(c.queue, i, i+1)
+		if t.lease.remaining() <= 0 {
+			c.forget(t) // another worker may have it; else it is delivered again
+			continue
+		}
 		t.state = taskRunning
 		c.busy[t.order] = true
 		c.running++
@@ -279,6 +330,7 @@ func (c *consumer) begin() {
 			fmt.Errorf("%w: it was kept for %v", ErrLeaseLost, c.options.MaxExtension))
 		ctx, cancel := context.WithCancelCause(lasting)
 		t.cancel = cancel
+		t.expiry = time.AfterFunc(t.lease.remaining(), func() { cancel(errLeaseExpired) })
 		delivery := t.delivery
 		c.calls.Go(func() {
 			err := errExited
@@ -287,9 +339,27 @@ func (c *consumer) begin() {
 				end()
 				c.returned <- outcome{t, err}
 			}()
-			err = c.handler(ctx, delivery)
+			err = c.call(ctx, delivery)
 		})
 	}
+}
+
+// call calls the handler. It returns a panic as an error, unless panics crash.
+func (c *consumer) call(ctx context.Context, delivery *Delivery) (err error) {
+	if !c.options.CrashOnPanic {
+		defer func() {
+			value := recover()
+			if value == nil {
+				return // it returned, or exited its goroutine
+			}
+			panicked := newPanicError(value)
+			err = panicked
+			c.options.Logger.Error("handler panicked",
+				"subscription", c.open.GetOpen().GetSubscription(), "order", delivery.Event.GetOrder().GetId(), "event", delivery.Event.GetId(),
+				"attempt", delivery.Attempt, "panic", panicked.value, "stack", panicked.stack)
+		}()
+	}
+	return c.handler(ctx, delivery)
 }
 
 // finish settles what a handler is done with.
@@ -298,7 +368,8 @@ func (c *consumer) finish(o outcome) {
 	c.running--
 	delete(c.busy, t.order)
 	t.state = taskFinished
-	t.delivery, t.cancel = nil, nil
+	t.expiry.Stop()
+	t.delivery, t.cancel, t.expiry = nil, nil, nil
 	t.nack = nackOf(o.err)
 	c.settle(t)
 }
@@ -384,12 +455,8 @@ func (c *consumer) receive(m *ordergatev1.ConsumeResponse) {
 
 // logWarnings logs the gateway's warnings about the subscription.
 func (c *consumer) logWarnings(opened *ordergatev1.ConsumeOpened) {
-	logger := c.options.Logger
-	if logger == nil {
-		logger = slog.Default()
-	}
 	for _, warning := range opened.GetWarnings() {
-		logger.Warn("subscription filter can hide a HOLD or CANCEL", "subscription", opened.GetSubscription().GetName(), "hint", warning)
+		c.options.Logger.Warn("subscription filter can hide a HOLD or CANCEL", "subscription", opened.GetSubscription().GetName(), "hint", warning)
 	}
 }
 
@@ -421,7 +488,7 @@ func (c *consumer) deliver(d *ordergatev1.Delivery) {
 		if len(c.queue)+c.running >= 2*c.options.MaxOutstandingEvents+c.options.Concurrency || len(c.tasks) >= maxUnanswered {
 			return
 		}
-		t = &task{event: event, order: d.GetEvent().GetOrder().GetId(), came: time.Now()}
+		t = &task{event: event, order: d.GetEvent().GetOrder().GetId(), came: time.Now(), lease: new(lease)}
 		if t.order == "" {
 			t.order = "\x00" + event
 		}
@@ -430,7 +497,8 @@ func (c *consumer) deliver(d *ordergatev1.Delivery) {
 		delete(c.deliveries, t.id)
 	}
 	c.deliveries[id] = t
-	t.id, t.session, t.leased, t.extending, t.lost = id, c.sessions, time.Now(), 0, false
+	t.id, t.session, t.leased, t.extending, t.lost = id, c.sessions, time.Now(), nil, false
+	c.confirmLease(t, t.leased)
 	switch {
 	case t.state == taskRunning:
 	case t.state == taskFinished:
@@ -447,6 +515,7 @@ func (c *consumer) deliver(d *ordergatev1.Delivery) {
 		t.delivery = &Delivery{
 			ID: id, Event: d.GetEvent(), Attempt: int(d.GetAttempt()), Redriven: d.GetRedriven(),
 			ReplacedRevisions: d.GetReplacedRevisions(), LatestRevision: d.GetLatestRevision(), LatestDirective: d.GetLatestDirective(),
+			lease: t.lease,
 		}
 	}
 }
@@ -468,7 +537,7 @@ func (c *consumer) result(r *ordergatev1.DeliveryResult) {
 		final = true
 	}
 	ok := r.GetCode() == ordergatev1.DeliveryResultCode_DELIVERY_RESULT_CODE_OK
-	extension := t.sent.IsZero() || t.extending > 0 && (!ok || r.GetLeaseExpireTime() != nil)
+	extension := t.sent.IsZero() || len(t.extending) > 0 && (!ok || r.GetLeaseExpireTime() != nil)
 	switch {
 	case !extension && final:
 		c.settleTries.reset()
@@ -476,9 +545,13 @@ func (c *consumer) result(r *ordergatev1.DeliveryResult) {
 	case !extension:
 		c.settleLater(func() time.Duration { return c.settleTries.wait(nil) }, t)
 	default:
-		t.extending = max(0, t.extending-1)
+		var sent time.Time
+		if len(t.extending) > 0 {
+			sent, t.extending = t.extending[0], t.extending[1:]
+		}
 		switch {
 		case ok:
+			c.confirmLease(t, sent)
 		case !final:
 			t.leased = time.Time{} // the next look extends it again
 		case t.state == taskQueued:
@@ -488,6 +561,15 @@ func (c *consumer) result(r *ordergatev1.DeliveryResult) {
 			t.lost = true
 			t.cancel(ErrLeaseLost)
 		}
+	}
+}
+
+// confirmLease moves the end of a lease: the gateway confirmed it, or an extension that was sent at
+// a time.
+func (c *consumer) confirmLease(t *task, from time.Time) {
+	t.lease.extend(from.Add(c.session.deadline))
+	if t.expiry != nil {
+		t.expiry.Reset(t.lease.remaining())
 	}
 }
 
@@ -552,8 +634,8 @@ func (c *consumer) speak(ctxCalls context.Context) {
 			c.extensions = c.extensions[1:]
 			t.renew = false
 			if c.holds(t) && !t.lost && !t.queued && t.sent.IsZero() {
-				t.extending++
 				t.leased = time.Now()
+				t.extending = append(t.extending, t.leased)
 				request.Extensions = append(request.Extensions, &ordergatev1.Extension{DeliveryId: t.id})
 			}
 		}
@@ -608,7 +690,7 @@ func (c *consumer) acknowledge(ctx context.Context) {
 
 func (c *consumer) answered(a answer) {
 	c.asking = false
-	if a.err != nil && (permanent(a.err) || c.client.closed()) {
+	if a.err != nil && (c.tries.permanent(a.err) || c.client.closed()) {
 		c.mute = true
 		for _, t := range c.tasks {
 			if t.state == taskFinished {

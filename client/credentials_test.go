@@ -109,6 +109,51 @@ func TestWithToken(t *testing.T) {
 	}
 }
 
+// A target is local by its address or scheme, in each form that gRPC takes.
+func TestCredentialsLocalTargets(t *testing.T) {
+	token := auth.NewToken()
+	plain, addr := startTokenServer(t)
+	_, port, _ := net.SplitHostPort(addr)
+	socket := filepath.Join(t.TempDir(), "gate.sock")
+	listener, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	unix := &tokenServer{came: make(chan []string, 1)}
+	server := grpc.NewServer()
+	healthv1.RegisterHealthServer(server, unix)
+	go server.Serve(listener)
+	t.Cleanup(server.Stop)
+	for _, tt := range []struct {
+		target string
+		server *tokenServer
+	}{
+		{"127.0.0.1:" + port, plain},
+		{"localhost:" + port, plain},
+		{"dns:localhost:" + port, plain},
+		{"dns:///localhost:" + port, plain},
+		{"dns:///127.0.0.1:" + port, plain},
+		{"passthrough:///127.0.0.1:" + port, plain},
+		{"passthrough:///localhost:" + port, plain},
+		{"unix:" + socket, unix},
+		{"unix://" + socket, unix},
+	} {
+		options, err := client.Credentials{Token: token}.DialOptions(tt.target)
+		if err != nil {
+			t.Errorf("%s: %v", tt.target, err)
+			continue
+		}
+		if came, err := tt.server.check(t, tt.target, options...); err != nil || len(came) != 1 || came[0] != "Bearer "+token {
+			t.Errorf("%s: %q came, %v", tt.target, came, err)
+		}
+	}
+	for _, target := range []string{"127.0.0.1", "[::1]:50051", "dns:///[::1]:50051", "localhost", "unix-abstract:gate"} {
+		if _, err := (client.Credentials{Token: token}).DialOptions(target); err != nil {
+			t.Errorf("%s: %v", target, err)
+		}
+	}
+}
+
 func TestCredentials(t *testing.T) {
 	ca := authtest.NewCA(t)
 	cert, key := ca.Issue(t, "127.0.0.1")
@@ -130,6 +175,7 @@ func TestCredentials(t *testing.T) {
 		{"nothing", client.Credentials{}, plain, plainAddr, false, codes.OK},
 		{"a token on loopback", client.Credentials{Token: token}, plain, plainAddr, true, codes.OK},
 		{"a token in plaintext all the same", client.Credentials{Token: token, PlaintextToken: true}, plain, plainAddr, true, codes.OK},
+		{"a token that no header can have", client.Credentials{Token: "a\nb"}, plain, plainAddr, false, codes.Unauthenticated},
 		{"a token and TLS", client.Credentials{Token: token, CAFile: ca.File}, secure, secureAddr, true, codes.OK},
 		{"a certificate", client.Credentials{CAFile: ca.File, CertFile: cert, KeyFile: key}, secure, secureAddr, false, codes.OK},
 		{"an authority of the system", client.Credentials{Token: token, TLS: true}, secure, secureAddr, false, codes.Unavailable},
@@ -145,13 +191,17 @@ func TestCredentials(t *testing.T) {
 			t.Errorf("%s: %q came, %v", tt.name, came, err)
 		}
 	}
-	for _, target := range []string{"192.0.2.1:50051", "example.com:50051", "localhost.example.com:50051", "0.0.0.0:50051", "dns:///localhost:50051", "127.0.0.1"} {
+	for _, target := range []string{"192.0.2.1:50051", "example.com:50051", "localhost.example.com:50051", "0.0.0.0:50051", "dns:///192.0.2.1:50051", "passthrough:///192.0.2.1:50051",
+		"passthrough:///gateway.invalid:50051", "dns://192.0.2.1/gateway:50051", "xds:///localhost:50051", ":50051", ""} {
 		if _, err := (client.Credentials{Token: token}).DialOptions(target); err == nil || strings.Contains(err.Error(), token) {
 			t.Errorf("a token in plaintext to %s: %v", target, err)
 		}
 		if _, err := (client.Credentials{Token: token, TLS: true}).DialOptions(target); err != nil {
 			t.Error(err)
 		}
+	}
+	if _, err := (client.Credentials{Token: token, TokenSource: client.TokenFile("token")}).DialOptions("localhost:1"); err == nil {
+		t.Error("two tokens: no error")
 	}
 	for name, c := range map[string]client.Credentials{
 		"no file": {CAFile: filepath.Join(t.TempDir(), "none")}, "no authority": {CAFile: key}, "no key": {CertFile: cert}, "no certificate": {KeyFile: key}, "another key": {CertFile: cert, KeyFile: cert},

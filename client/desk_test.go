@@ -293,6 +293,9 @@ type consuming struct {
 	result chan error
 }
 
+// idle is a handler that does nothing.
+func idle(context.Context, *client.Delivery) error { return nil }
+
 func consume(t testing.TB, c *client.Client, handler client.Handler, options client.ConsumeOptions) *consuming {
 	ctx, cancel := context.WithCancel(t.Context())
 	w := &consuming{t, cancel, make(chan error, 1)}

@@ -5,16 +5,22 @@ import (
 	"errors"
 	"fmt"
 	"log"
+	"log/slog"
 	"net"
+	"strings"
+	"sync"
 	"sync/atomic"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 
 	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
 	"github.com/ordergate/ordergate/client"
+	"github.com/ordergate/ordergate/client/clienttest"
 )
 
 // A subscriber that ships what is to be shipped. The gateway of the example
@@ -147,4 +153,75 @@ func startExampleGateway() (addr string, stop func()) {
 	ordergatev1.RegisterSubscriptionServiceServer(server, gateway)
 	go server.Serve(listener)
 	return listener.Addr().String(), server.Stop
+}
+
+// Several gateways with one name in DNS, and a token that the platform renews in a file.
+func ExampleNew_severalGateways() {
+	const target = "dns:///gateways.example:50051"
+	options, err := client.Credentials{TLS: true, TokenSource: client.TokenFile("/run/secrets/ordergate-token")}.DialOptions(target)
+	if err != nil {
+		log.Fatal(err)
+	}
+	options = append(options, grpc.WithDefaultServiceConfig(`{"loadBalancingConfig": [{"round_robin": {}}]}`))
+	c, err := client.New(target, options...)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer c.Close()
+}
+
+// A token source that renews its token a minute before it expires.
+func ExampleWithTokenSource() {
+	var (
+		mu      sync.Mutex
+		token   string
+		expires time.Time
+	)
+	source := func(ctx context.Context) (string, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		if time.Until(expires) > time.Minute {
+			return token, nil
+		}
+		issued, lifetime, err := issueToken(ctx)
+		if err != nil {
+			return "", err
+		}
+		token, expires = issued, time.Now().Add(lifetime)
+		return token, nil
+	}
+	c, err := client.New("gateway.example:50051", client.WithTokenSource(source), grpc.WithTransportCredentials(credentials.NewTLS(nil)))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer c.Close()
+}
+
+// issueToken stands for the company's token service.
+func issueToken(context.Context) (token string, lifetime time.Duration, err error) {
+	return "ogt_example", time.Hour, nil
+}
+
+// A handler that panics fails its event alone. The event is delivered again, and the log has the
+// stack.
+func ExampleHandler_panic() {
+	gateway := clienttest.New()
+	defer gateway.Close()
+	gateway.Deliver(exampleOrder("cs_live_1", true))
+	handler := func(_ context.Context, delivery *client.Delivery) error {
+		if delivery.Attempt == 1 {
+			panic("the printer has no paper")
+		}
+		return nil
+	}
+	if err := gateway.Run(context.Background(), handler, client.ConsumeOptions{Logger: slog.New(slog.DiscardHandler)}); err != nil {
+		log.Fatal(err)
+	}
+	for _, s := range gateway.Settlements() {
+		reason, _, _ := strings.Cut(s.Reason, "\n") // the functions of the stack follow
+		fmt.Println(s.Outcome, reason)
+	}
+	// Output:
+	// retried panic: the printer has no paper
+	// acknowledged
 }

@@ -42,7 +42,7 @@ func FuzzStatus(f *testing.F) {
 		if status.Code(got) != status.Code(err) || errors.As(got, &expired) && expired.Error() == "" {
 			t.Errorf("%v became %v", err, got)
 		}
-		if wait := newTries(nil).wait(got); wait < 0 || wait > maxRetryDelay+2*maxPause {
+		if wait := new(Client).newTries(nil).wait(got); wait < 0 || wait > maxRetryDelay+2*maxPause {
 			t.Errorf("the next try is in %v", wait)
 		}
 		if permanent(got) && status.Code(got) == codes.Unavailable {

@@ -1,9 +1,12 @@
 package client
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -24,6 +27,8 @@ const (
 	missedHeartbeats = 3
 	// maxPause bounds how long is waited between two tries, before jitter.
 	maxPause = 10 * time.Second
+	// maxDialPause bounds how long is waited between two dials, before jitter.
+	maxDialPause = 5 * time.Second
 	// maxRetryDelay bounds the wait that a gateway can ask for.
 	maxRetryDelay = time.Minute
 )
@@ -41,9 +46,23 @@ func silence(patience time.Duration) error {
 // ended is what a stream ended with: an error, also when it ended with OK.
 func ended(err error) error {
 	if errors.Is(err, io.EOF) {
-		return status.Error(codes.Unavailable, "the gateway ended the stream")
+		return errEnded
 	}
 	return err
+}
+
+// errEnded is the error of a stream that ended with OK, such as one of a gateway that drains.
+var errEnded = status.Error(codes.Unavailable, "the gateway ended the stream")
+
+// logRetries returns an OnRetry that logs.
+func logRetries(logger *slog.Logger) func(error, time.Duration) {
+	return func(err error, wait time.Duration) {
+		level := slog.LevelWarn
+		if errors.Is(err, errEnded) {
+			level = slog.LevelInfo
+		}
+		logger.Log(context.Background(), level, "stream from the gateway ended; opening another", "error", err, "wait", wait.Round(time.Millisecond))
+	}
 }
 
 // permanent reports whether another try would end like this one.
@@ -69,14 +88,30 @@ func retryDelay(err error) time.Duration {
 // tries says how long to wait between one try and the next. The waits grow, and
 // have jitter.
 type tries struct {
-	pause   *backoff.ExponentialBackOff
-	onRetry func(error, time.Duration) // may be nil
+	pause     *backoff.ExponentialBackOff
+	onRetry   func(error, time.Duration) // may be nil
+	sentToken *atomic.Pointer[string]    // the client's; nil without a token source
+	refused   *string                    // the token that the gateway refused last
+	worked    bool                       // a stream has worked
 }
 
-func newTries(onRetry func(error, time.Duration)) *tries {
+func (c *Client) newTries(onRetry func(error, time.Duration)) *tries {
 	pause := backoff.NewExponentialBackOff()
 	pause.MaxInterval = maxPause
-	return &tries{pause, onRetry}
+	return &tries{pause: pause, onRetry: onRetry, sentToken: c.sentToken}
+}
+
+// permanent reports whether another try would end like the one that ended with err. A token source
+// may have another token the next time.
+func (t *tries) permanent(err error) bool {
+	if t.sentToken != nil && status.Code(err) == codes.Unauthenticated {
+		sent := t.sentToken.Load()
+		if sent != nil && (t.refused == nil || *sent != *t.refused) {
+			t.refused = sent
+			return false
+		}
+	}
+	return permanent(err) || t.misconfigured(err)
 }
 
 // wait returns how long to wait after a try that ended with err, and tells of it.
@@ -91,4 +126,7 @@ func (t *tries) wait(err error) time.Duration {
 }
 
 // reset begins with short waits again: a try came to something.
-func (t *tries) reset() { t.pause.Reset() }
+func (t *tries) reset() {
+	t.pause.Reset()
+	t.refused, t.worked = nil, true
+}

@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"context"
 	"iter"
+	"log/slog"
+	"sync"
 	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -32,9 +34,11 @@ type WatchOptions struct {
 	// as long is broken off and opened again.
 	Heartbeat time.Duration
 
+	// Logger takes a warning for each retry if OnRetry is nil: slog.Default() when nil.
+	Logger *slog.Logger
 	// OnRetry, if set, is called before each wait, with what ended or refused the
-	// stream. It is for the log: the watch goes on by itself. It is called by the
-	// goroutine that ranges.
+	// stream. It is for the log: the watch goes on by itself, and as soon as a failing
+	// connection works again. It is called by the goroutine that ranges.
 	OnRetry func(err error, wait time.Duration)
 }
 
@@ -52,11 +56,13 @@ type WatchOptions struct {
 // of the past again. A watch from now on is resumed by token like the others,
 // but if not even its first message came, it begins with the new now.
 //
-// An error is the last thing that the iterator hands out: an [*ExpiredError], or
-// a gRPC status that another try would not change (INVALID_ARGUMENT,
+// An error is the last thing that the iterator hands out: an [*ExpiredError],
+// [ErrConfiguration] for a connection that cannot work, such as one with an unknown
+// certificate authority, or a gRPC status that another try would not change (INVALID_ARGUMENT,
 // OUT_OF_RANGE, NOT_FOUND, ALREADY_EXISTS, FAILED_PRECONDITION,
 // PERMISSION_DENIED, UNAUTHENTICATED, UNIMPLEMENTED). When ctx ends, the
-// iterator ends without an error.
+// iterator ends without an error. Invalid options are refused with
+// INVALID_ARGUMENT before anything is sent.
 //
 // Everything runs in the goroutine that ranges: a slow loop slows only its own
 // stream, and leaving the loop ends the stream. Each range over the iterator is
@@ -65,7 +71,15 @@ type WatchOptions struct {
 // [OrderService.WatchOrders]: https://pkg.go.dev/github.com/ordergate/ordergate/api/ordergate/v1#OrderServiceClient
 func (c *Client) Watch(ctx context.Context, options WatchOptions) iter.Seq2[*ordergatev1.WatchOrdersResponse, error] {
 	return func(yield func(*ordergatev1.WatchOrdersResponse, error) bool) {
-		w := &watch{client: c, request: options.request(), onRetry: options.OnRetry, yield: yield}
+		if err := checkWatch(&options); err != nil {
+			yield(nil, err)
+			return
+		}
+		onRetry := options.OnRetry
+		if onRetry == nil {
+			onRetry = logRetries(cmp.Or(options.Logger, slog.Default()))
+		}
+		w := &watch{client: c, request: options.request(), onRetry: onRetry, yield: yield}
 		if err := w.run(ctx); err != nil {
 			yield(nil, err)
 		}
@@ -96,26 +110,33 @@ type watch struct {
 // run reads one stream after the other until ctx ends, the loop is left, or an
 // error is permanent.
 func (w *watch) run(ctx context.Context) error {
-	tries := newTries(w.onRetry)
+	tries := w.client.newTries(w.onRetry)
 	for ctx.Err() == nil {
 		received, err := w.read(ctx)
 		if err == nil || ctx.Err() != nil {
 			return nil
 		}
-		if permanent(err) || w.client.closed() {
+		if tries.permanent(err) || w.client.closed() {
 			return explained(err)
 		}
 		if received {
 			tries.reset()
 		}
-		timer := time.NewTimer(tries.wait(err))
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-		case <-timer.C:
-		}
+		w.pause(ctx, tries.wait(err))
 	}
 	return nil
+}
+
+// pause returns after a wait, or as soon as a failing connection works or ctx ends.
+func (w *watch) pause(ctx context.Context, wait time.Duration) {
+	ctx, cancel := context.WithTimeout(ctx, wait)
+	var awaiting sync.WaitGroup
+	defer awaiting.Wait()
+	defer cancel()
+	select {
+	case <-ctx.Done():
+	case <-w.client.awaitConnection(ctx, awaiting.Go):
+	}
 }
 
 // read hands out the messages of one stream, until it ends or the loop is left,

@@ -20,7 +20,12 @@ func (k *checker) cluster(ctx context.Context) {
 	}
 	cfg := logConfig(k.Config, eventlog.Keys{}, slog.New(slog.DiscardHandler))
 	servers := k.servers(ctx, cfg)
-	if servers == 0 || !k.jetStream(ctx, cfg) || k.streams(ctx, cfg) {
+	if servers == 0 || !k.jetStream(ctx, cfg) {
+		return
+	}
+	k.copies()
+	k.syncs(ctx, cfg)
+	if k.streams(ctx, cfg) {
 		return
 	}
 	status := fine // the streams are still to be made
@@ -40,7 +45,7 @@ func (k *checker) servers(ctx context.Context, cfg eventlog.Config) int {
 		one.URLs = []string{url}
 		conn, err := natsconn.Connect(ctx, one, "ordergate check", nil)
 		if err != nil {
-			k.found("NATS", bad, err.Error(), "start it, or leave its address out of --nats-url")
+			k.found("NATS", bad, err.Error(), "start the server; remove its address from --nats-url only if it is gone for good")
 			continue
 		}
 		if id := conn.ConnectedServerId(); !slices.Contains(ids, id) {

@@ -389,7 +389,7 @@ func (b Bucket) EntriesUnder(ctx context.Context, prefix string, each func(key s
 		}
 		var all []entry
 		err := b.entries(ctx, prefix+".>", func(listed jetstream.KeyValueEntry) error {
-			if strings.HasSuffix(listed.Key(), "."+fenceKey) {
+			if isFence(listed.Key()) {
 				found = found || listed.Revision() >= b.fence.sequence
 				return nil
 			}
@@ -415,8 +415,9 @@ func (b Bucket) EntriesUnder(ctx context.Context, prefix string, each func(key s
 	return fmt.Errorf("%w: a replica of %s lags", ErrUnavailable, b.name)
 }
 
-// Refresh writes the entries anew that are older than age, so that the bucket
-// keeps them.
+// Refresh rewrites the entries that are older than age, so that the bucket keeps
+// them. It leaves fences out: a fencing token is the sequence of its entry, and a
+// rewrite would fence the rightful owner.
 func (b Bucket) Refresh(ctx context.Context, age time.Duration) error {
 	e, kv, err := b.open()
 	if err != nil {
@@ -424,7 +425,7 @@ func (b Bucket) Refresh(ctx context.Context, age time.Duration) error {
 	}
 	oldest := time.Now().Add(-age)
 	return b.entries(ctx, ">", func(entry jetstream.KeyValueEntry) error {
-		if entry.Created().After(oldest) {
+		if entry.Created().After(oldest) || isFence(entry.Key()) {
 			return nil
 		}
 		if _, err := replace(ctx, e, kv, entry.Key(), entry.Revision(), entry.Value()); !errors.Is(err, ErrConflict) {

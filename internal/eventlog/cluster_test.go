@@ -226,6 +226,35 @@ func TestSharedLog(t *testing.T) {
 			t.Error(err)
 		}
 	})
+	t.Run("refreshing keeps fencing tokens valid", func(t *testing.T) {
+		owner, err := a.Bucket(HeldOrders).Fence(deadline(t), "refreshed")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := owner.Put(deadline(t), "refreshed.cs_1", []byte("1")); err != nil {
+			t.Fatal(err)
+		}
+		revision := func() uint64 {
+			t.Helper()
+			_, revision, err := owner.get(deadline(t), "refreshed.cs_1")
+			if err != nil {
+				t.Fatal(err)
+			}
+			return revision
+		}
+		before := revision()
+		if err := b.Bucket(HeldOrders).Refresh(deadline(t), 0); err != nil {
+			t.Fatal(err)
+		}
+		if after := revision(); after <= before {
+			t.Errorf("revision %d after revision %d: the record was not refreshed", after, before)
+		}
+		for _, err := range []error{owner.Put(deadline(t), "refreshed.cs_1", []byte("2")), owner.Delete(deadline(t), "refreshed.cs_1")} {
+			if err != nil {
+				t.Errorf("the owner: %v", err)
+			}
+		}
+	})
 	t.Run("a delivery sees an event that another gateway has just stored", func(t *testing.T) {
 		previous := uint64(0)
 		for revision := range int64(20) {

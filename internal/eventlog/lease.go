@@ -326,6 +326,9 @@ func (b Bucket) Fence(ctx context.Context, prefix string) (Bucket, error) {
 	return b, nil
 }
 
+// isFence reports whether a key of a bucket is that of a fence.
+func isFence(key string) bool { return strings.HasSuffix(key, "."+fenceKey) }
+
 func (f fence) header(header nats.Header) nats.Header {
 	if f.sequence == 0 {
 		return header
