@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/codes"
 
@@ -13,8 +14,11 @@ import (
 
 func TestEraseOrders(t *testing.T) {
 	g := newGateway(t, t.TempDir())
-	story := g.receiveStory(t, sample.DisputeCreated)
-	g.convert(t, story...)
+	story := newStory(t, sample.DisputeCreated, time.Now())
+	for _, event := range story { // one by one: together, they are one revision
+		g.receive(t, event.ID, event.Body)
+		g.convert(t, event)
+	}
 	id := story[0].OrderID
 	erase := func(request *ordergatev1.EraseOrdersRequest) *ordergatev1.EraseOrdersResponse {
 		t.Helper()

@@ -89,6 +89,9 @@ func (g *gateway) convert(t *testing.T, events ...sample.Event) {
 			t.Fatal(err)
 		}
 		delete(wanted, response.GetEvent().GetSourceEventId())
+		for _, id := range response.GetEvent().GetIncludedEventIds() {
+			delete(wanted, id)
+		}
 	}
 	stop()
 }
