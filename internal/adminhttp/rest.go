@@ -3,7 +3,6 @@ package adminhttp
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -22,6 +21,7 @@ import (
 
 	ordergatev1 "github.com/ordergate/ordergate/api/ordergate/v1"
 	"github.com/ordergate/ordergate/internal/auth"
+	"github.com/ordergate/ordergate/internal/rawjson"
 )
 
 const (
@@ -108,14 +108,15 @@ func (g *restGuard) check(w http.ResponseWriter, r *http.Request, route *route) 
 	if !utf8.ValidString(r.URL.Path) {
 		problems = append(problems, problem{"path", "must be UTF-8"})
 	}
+	value, valid := rawjson.Parse(body)
 	switch {
 	case len(bytes.TrimSpace(body)) == 0:
 	case route.body == nil:
 		problems = append(problems, problem{"body", "is not taken by this request"})
-	case !json.Valid(body): // grpc-gateway would ignore everything after the first value
+	case !valid: // grpc-gateway would ignore everything after the first value
 		problems = append(problems, problem{"body", "must be one JSON object"})
 	default:
-		problems = append(problems, checkBody(body, route.body, "")...)
+		problems = append(problems, checkBody(value, route.body, "")...)
 	}
 	if len(problems) == 0 {
 		problems = checkConfirmation(route, r, body)

@@ -1,16 +1,17 @@
 package adminhttp
 
 import (
-	"bytes"
-	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net/url"
 	"slices"
 	"strings"
 	"unicode/utf8"
 
 	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"github.com/ordergate/ordergate/internal/rawjson"
 )
 
 // problem is a field or parameter of a request that is not taken.
@@ -33,50 +34,35 @@ func fieldOf(message protoreflect.MessageDescriptor, name string) protoreflect.F
 }
 
 // checkBody returns the fields of a JSON object that its message does not have, and those that
-// occur twice. JSON that cannot be read is left to the decoder, which says more about it.
-func checkBody(body []byte, message protoreflect.MessageDescriptor, path string) (problems []problem) {
-	decoder := json.NewDecoder(bytes.NewReader(body))
-	if token, err := decoder.Token(); err != nil || token != json.Delim('{') {
-		return nil
-	}
+// occur twice. What is not an object is left to the decoder, which says more about it.
+func checkBody(body rawjson.Value, message protoreflect.MessageDescriptor, path string) (problems []problem) {
 	seen := map[protoreflect.Name]bool{}
-	for decoder.More() {
-		key, err := decoder.Token()
-		if err != nil {
-			return problems
-		}
-		var value json.RawMessage
-		if decoder.Decode(&value) != nil {
-			return problems
-		}
-		name := path + fmt.Sprint(key)
-		field := fieldOf(message, fmt.Sprint(key))
+	for name, value := range body.Members() {
+		field := fieldOf(message, name)
 		switch {
 		case field == nil:
-			problems = append(problems, problem{name, "is not a field of this request"})
+			problems = append(problems, problem{path + name, "is not a field of this request"})
 		case seen[field.Name()]:
-			problems = append(problems, problem{name, "occurs more than once"})
+			problems = append(problems, problem{path + name, "occurs more than once"})
 		default:
 			seen[field.Name()] = true
-			problems = append(problems, checkValue(value, field, name)...)
+			problems = append(problems, checkValue(value, field, path+name)...)
 		}
 	}
 	return problems
 }
 
-func checkValue(value json.RawMessage, field protoreflect.FieldDescriptor, path string) (problems []problem) {
+func checkValue(value rawjson.Value, field protoreflect.FieldDescriptor, path string) (problems []problem) {
 	switch {
 	case field.IsMap():
 		return checkKeys(value, path)
 	case isScalar(field):
 		return nil
 	case field.IsList():
-		var elements []json.RawMessage
-		if json.Unmarshal(value, &elements) != nil {
-			return nil
-		}
-		for i, element := range elements {
+		i := 0
+		for element := range value.Elements() {
 			problems = append(problems, checkBody(element, field.Message(), fmt.Sprintf("%s[%d].", path, i))...)
+			i++
 		}
 		return problems
 	}
@@ -84,23 +70,13 @@ func checkValue(value json.RawMessage, field protoreflect.FieldDescriptor, path 
 }
 
 // checkKeys returns the keys of a map that occur twice.
-func checkKeys(value json.RawMessage, path string) (problems []problem) {
-	decoder := json.NewDecoder(bytes.NewReader(value))
-	if token, err := decoder.Token(); err != nil || token != json.Delim('{') {
-		return nil
-	}
+func checkKeys(value rawjson.Value, path string) (problems []problem) {
 	seen := map[string]bool{}
-	for decoder.More() {
-		key, err := decoder.Token()
-		var skipped json.RawMessage
-		if err != nil || decoder.Decode(&skipped) != nil {
-			return problems
-		}
-		if name := fmt.Sprint(key); seen[name] {
+	for name := range value.Members() {
+		if seen[name] {
 			problems = append(problems, problem{path + "." + name, "occurs more than once"})
-		} else {
-			seen[name] = true
 		}
+		seen[name] = true
 	}
 	return problems
 }
@@ -109,7 +85,7 @@ func checkKeys(value json.RawMessage, path string) (problems []problem) {
 // single values that occur twice, or have a value that is not UTF-8.
 func (r *route) checkQuery(query url.Values) (problems []problem) {
 	seen := map[string]bool{}
-	for _, name := range slices.Sorted(keysOf(query)) {
+	for _, name := range slices.Sorted(maps.Keys(query)) {
 		path, list, ok := r.queryField(name)
 		switch {
 		case !ok:
@@ -122,16 +98,6 @@ func (r *route) checkQuery(query url.Values) (problems []problem) {
 		seen[path] = true
 	}
 	return problems
-}
-
-func keysOf(query url.Values) func(func(string) bool) {
-	return func(yield func(string) bool) {
-		for name := range query {
-			if !yield(name) {
-				return
-			}
-		}
-	}
 }
 
 // queryField finds the field that a query parameter sets: its path with the names of the proto
