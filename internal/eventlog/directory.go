@@ -41,21 +41,3 @@ func directoryCheck(path string) (func() error, error) {
 		return nil
 	}, nil
 }
-
-// watchDirectory ends the engine when the data directory is gone: nothing is acknowledged after
-// that. The log opens again when the directory is back.
-func (e *engine) watchDirectory(check func() error) {
-	tick := time.NewTicker(directoryInterval)
-	defer tick.Stop()
-	for {
-		select {
-		case <-e.dead.Done():
-			return
-		case <-tick.C:
-			if err := check(); err != nil {
-				e.fail(err)
-				return
-			}
-		}
-	}
-}

@@ -182,10 +182,10 @@ func openEngine(ctx context.Context, cfg Config) (_ *engine, err error) {
 		return nil, fmt.Errorf("follow the order events: %w", err)
 	}
 	e.background.Go(func() { e.flusher.run(e.dead) })
-	e.background.Go(e.watchHealth)
+	e.background.Go(func() { e.failOn(healthInterval, e.health) })
 	e.background.Go(func() { e.watchRoom(cfg.Dir) })
 	if cfg.held != nil {
-		e.background.Go(func() { e.watchDirectory(cfg.held) })
+		e.background.Go(func() { e.failOn(directoryInterval, cfg.held) })
 	}
 	e.background.Go(func() { e.watchClock(cfg.wall) })
 	if err := e.flush(ctx); err != nil {
@@ -211,17 +211,19 @@ func (e *engine) probe(ctx context.Context, size int) error {
 	return err
 }
 
-// watchHealth ends the engine as soon as it says that a write failed.
-func (e *engine) watchHealth() {
-	tick := time.NewTicker(healthInterval)
+// failOn ends the engine as soon as a check that is made at an interval fails: nothing is
+// acknowledged after that. The log then opens again, as soon as it can.
+func (e *engine) failOn(interval time.Duration, check func() error) {
+	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	for {
 		select {
 		case <-e.dead.Done():
 			return
 		case <-tick.C:
-			if err := e.health(); err != nil {
+			if err := check(); err != nil {
 				e.fail(err)
+				return
 			}
 		}
 	}
