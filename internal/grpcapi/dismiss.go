@@ -16,24 +16,21 @@ func (s *eventService) DismissEvents(ctx context.Context, request *ordergatev1.D
 		return nil, err
 	}
 	ids := slices.Compact(slices.Sorted(slices.Values(request.GetEventIds())))
+	// A parked event is kept in whole, and after that only as long as the inbox keeps it.
+	stored := map[string]*eventlog.StoredEvent{}
 	for _, id := range ids { // all or none
-		if _, err := s.find(ctx, id); err != nil {
+		event, err := s.find(ctx, id)
+		if err != nil {
 			return nil, err
 		}
+		stored[id] = event
 		if _, err := s.pipeline.ParkedEvent(ctx, id); errors.Is(err, eventlog.ErrNotFound) {
 			return nil, fmt.Errorf("event %s: %w", id, pipeline.ErrNotParked)
 		} else if err != nil {
 			return nil, err
 		}
 	}
-	// A parked event is kept in whole, and after that only as long as the inbox keeps it.
-	stored := map[string]*eventlog.StoredEvent{}
 	for _, id := range ids {
-		event, err := s.find(ctx, id)
-		if err != nil {
-			return nil, err
-		}
-		stored[id] = event
 		if err := s.pipeline.Dismiss(ctx, id, request.GetReason()); err != nil {
 			return nil, err
 		}
